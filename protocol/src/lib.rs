@@ -1,1 +1,23 @@
-//! x
+//! The words that Pillion's parts share.
+//!
+//! Plain data and the grammars that read it: no IO, no async runtime, no engine. What both sides of a wire or of a file must
+//! agree on is here; what one side decides is not.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`annotation`] | `pillion.dev/sidecars: "NAME=PORT, …"` |
+//! | [`component`] | the `Component` and `ClusterComponent` resources |
+//! | [`digest`] | `sha256:…` |
+//! | [`hosts`] | `allowedOutboundHosts` |
+//! | [`name`] | names of components and bindings |
+//! | [`quantity`] | sizes and durations as people write them |
+
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+pub mod annotation;
+pub mod component;
+pub mod digest;
+pub mod hosts;
+pub mod name;
+pub mod quantity;

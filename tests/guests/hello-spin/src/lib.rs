@@ -5,7 +5,5 @@ use spin_sdk::http_service;
 
 #[http_service]
 async fn hello(_request: Request) -> impl IntoResponse {
-    Response::builder()
-        .header("content-length", "6")
-        .body("hello\n".to_string())
+    Response::builder().header("content-length", "6").body("hello\n".to_string())
 }

@@ -1,9 +1,7 @@
 //! The smallest useful p2 guest: the baseline of the throughput benches. No formatting, no panics, one write.
 
 use wasip2::exports::http::incoming_handler::Guest;
-use wasip2::http::types::{
-    Fields, IncomingRequest, OutgoingBody, OutgoingResponse, ResponseOutparam,
-};
+use wasip2::http::types::{Fields, IncomingRequest, OutgoingBody, OutgoingResponse, ResponseOutparam};
 
 struct Hello;
 
@@ -19,6 +17,7 @@ impl Guest for Hello {
         let Ok(body) = response.body() else { return };
         let Ok(stream) = body.write() else { return };
         // Before the head goes out, so that head and body can leave the host in one write.
+        let _ = stream.check_write();
         let _ = stream.write(BODY);
         drop(stream);
         ResponseOutparam::set(out, Ok(response));

@@ -4,7 +4,5 @@ use wstd::http::{Body, Error, Request, Response};
 
 #[wstd::http_server]
 async fn main(_request: Request<Body>) -> Result<Response<Body>, Error> {
-    Ok(Response::builder()
-        .header("content-length", "6")
-        .body(Body::from("hello\n"))?)
+    Ok(Response::builder().header("content-length", "6").body(Body::from("hello\n"))?)
 }

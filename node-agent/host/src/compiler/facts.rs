@@ -1,0 +1,196 @@
+//! What a component is, read from its bytes without running or compiling anything.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use wasmparser::{Encoding, Parser, Payload};
+
+use crate::engine::settings::World;
+
+/// What a component says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Facts {
+    /// The interface it serves HTTP through.
+    pub world: World,
+    /// The names of its imports.
+    pub imports: Vec<String>,
+    /// The names of its exports.
+    pub exports: Vec<String>,
+    /// The least linear memory of one instance, in bytes: the sum over its core modules.
+    pub memory_minimum: u64,
+}
+
+/// Why a component cannot be served.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Other bytes.
+    #[error("this is not WebAssembly: it begins with {0}, expected the bytes 00 61 73 6d")]
+    NotWasm(String),
+    /// A core module.
+    #[error("this is a core WebAssembly module, expected a component: make one with a wasm32-wasip2 toolchain or `wasm-tools component new`")]
+    CoreModule,
+    /// Cut off or broken.
+    #[error("this is no whole component: {0}")]
+    Broken(String),
+    /// Nothing that serves HTTP.
+    #[error(
+        "no HTTP export: expected wasi:http/incoming-handler@0.2.x or wasi:http/handler@0.3.x, found {}",
+        if .0.is_empty() { "no export".to_owned() } else { .0.join(", ") }
+    )]
+    NoHttpExport(Vec<String>),
+    /// Imports that are not offered.
+    #[error("imports what is not offered here: {}; offered are {}", .0.join(", "), Offered)]
+    Imports(Vec<String>),
+}
+
+/// The interfaces that the linkers hold, as people should read them.
+struct Offered;
+
+/// Packages with the versions that are offered: any patch release of 0.2 or 0.3.
+const PACKAGES: [(&str, &[&str]); 7] = [
+    ("wasi:cli", &["0.2.", "0.3."]),
+    ("wasi:clocks", &["0.2.", "0.3."]),
+    ("wasi:filesystem", &["0.2.", "0.3."]),
+    ("wasi:http", &["0.2.", "0.3."]),
+    ("wasi:io", &["0.2."]),
+    ("wasi:random", &["0.2.", "0.3."]),
+    ("wasi:sockets", &["0.2.", "0.3."]),
+];
+
+/// Drafts have exact versions.
+const EXACT: [&str; 1] = ["wasi:config/store@0.2.0-rc.1"];
+
+impl fmt::Display for Offered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (package, versions) in PACKAGES {
+            write!(f, "{package}@")?;
+            for (i, version) in versions.iter().enumerate() {
+                write!(f, "{}{version}x", if i == 0 { "" } else { "|" })?;
+            }
+            f.write_str(", ")?;
+        }
+        f.write_str(&EXACT.join(", "))
+    }
+}
+
+/// Whether an import's name is one of an interface that is offered.
+pub fn is_offered(import: &str) -> bool {
+    let known = |(name, version): (&str, &str)| {
+        let package = name.split('/').next().unwrap_or_default();
+        let release = !version.contains('-');
+        release && PACKAGES.iter().any(|(p, versions)| *p == package && versions.iter().any(|v| version.starts_with(v)))
+    };
+    EXACT.contains(&import) || import.split_once('@').is_some_and(known)
+}
+
+/// Exports or imports and memories, as found.
+#[derive(Default)]
+struct Found {
+    imports: Vec<String>,
+    exports: Vec<String>,
+    memory: u64,
+}
+
+impl Facts {
+    /// Reads a component. Whether what it imports is offered is not looked at: see [`Facts::accept`].
+    ///
+    /// # Errors
+    ///
+    /// What is not a component that serves HTTP.
+    pub fn read(wasm: &[u8]) -> Result<Self, Refusal> {
+        if !wasm.starts_with(b"\0asm") {
+            let start = wasm.iter().take(4).map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(" ");
+            return Err(Refusal::NotWasm(if start.is_empty() { "nothing (it is empty)".into() } else { start }));
+        }
+        let found = found(wasm)?;
+        let world = found.exports.iter().find_map(|export| world_of(export));
+        let Some(world) = world else { return Err(Refusal::NoHttpExport(found.exports)) };
+        Ok(Self { world, imports: found.imports, exports: found.exports, memory_minimum: found.memory })
+    }
+
+    /// Refuses imports that are not offered.
+    ///
+    /// # Errors
+    ///
+    /// [`Refusal::Imports`] with all of their names.
+    pub fn accept(self) -> Result<Self, Refusal> {
+        let missing: Vec<_> = self.imports.iter().filter(|import| !is_offered(import)).cloned().collect();
+        if missing.is_empty() { Ok(self) } else { Err(Refusal::Imports(missing)) }
+    }
+}
+
+fn world_of(export: &str) -> Option<World> {
+    let (interface, version) = export.split_once('@')?;
+    match interface {
+        "wasi:http/incoming-handler" if version.starts_with("0.2.") => Some(World::P2),
+        "wasi:http/handler" if version.starts_with("0.3.") && !version.contains('-') => Some(World::P3),
+        _ => None,
+    }
+}
+
+fn found(wasm: &[u8]) -> Result<Found, Refusal> {
+    let broken = |error: wasmparser::BinaryReaderError| Refusal::Broken(error.to_string());
+    let mut found = Found::default();
+    // Components and modules nest; only the outermost component's imports and exports are the component's own.
+    let mut depth = 0u32;
+    for payload in Parser::new(0).parse_all(wasm) {
+        match payload.map_err(broken)? {
+            Payload::Version { encoding: Encoding::Module, .. } if depth == 0 => return Err(Refusal::CoreModule),
+            Payload::Version { .. } => depth += 1,
+            Payload::End(_) => depth = depth.saturating_sub(1),
+            Payload::ComponentImportSection(imports) if depth == 1 => {
+                for import in imports {
+                    found.imports.push(import.map_err(broken)?.name.name.to_owned());
+                }
+            }
+            Payload::ComponentExportSection(exports) if depth == 1 => {
+                for export in exports {
+                    found.exports.push(export.map_err(broken)?.name.name.to_owned());
+                }
+            }
+            Payload::MemorySection(memories) => {
+                for memory in memories {
+                    let memory = memory.map_err(broken)?;
+                    let page = 1u64.checked_shl(memory.page_size_log2.unwrap_or(16)).unwrap_or(u64::MAX);
+                    found.memory = found.memory.saturating_add(memory.initial.saturating_mul(page));
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn offered_are_releases_of_the_known_packages_and_nothing_else() {
+        for offered in ["wasi:cli/environment@0.2.0", "wasi:http/types@0.2.12", "wasi:http/client@0.3.0", "wasi:config/store@0.2.0-rc.1"] {
+            assert!(is_offered(offered), "{offered}");
+        }
+        for other in [
+            "wasi:keyvalue/store@0.2.0", "acme:missing/thing@1.2.3", "wasi:io/streams@0.3.0", "wasi:http/types@0.3.0-rc-2026-03-15",
+            "wasi:http/types@0.1.0", "wasi:http/types", "thing", "", "wasi:cli-evil/x@0.2.0",
+        ] {
+            assert!(!is_offered(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_component_is_refused_by_what_it_is() {
+        let table: [(&[u8], &str); 5] = [
+            (b"", "it begins with nothing"),
+            (b"hello", "it begins with 68 65 6c 6c"),
+            (b"\0asm\x01\0\0\0", "a core WebAssembly module"),
+            (b"\0asm\x0d\0\x01\0", "no HTTP export: expected wasi:http/incoming-handler@0.2.x or wasi:http/handler@0.3.x, found no export"),
+            (b"\0asm\x0d\0\x01\0\x07\xff", "no whole component"),
+        ];
+        for (wasm, expected) in table {
+            let refusal = Facts::read(wasm).unwrap_err().to_string();
+            assert!(refusal.contains(expected), "{refusal}");
+        }
+    }
+}

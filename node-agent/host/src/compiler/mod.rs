@@ -1,0 +1,81 @@
+//! The compiler: a short-lived child process that turns one component into native code.
+//!
+//! It reads bytes that a stranger wrote, with a large parser and a large compiler, so it has nothing worth taking: one thread,
+//! three descriptors (the component in, the native code out, a pipe for its report), no network, limits on memory, time and
+//! output, the lowest scheduling class. The supervisor starts it, so that the worker never executes a program.
+
+pub mod facts;
+pub mod limits;
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+    os::fd::AsFd,
+};
+
+use serde::{Deserialize, Serialize};
+use wasmtime::{Engine, component::Component};
+
+use crate::{
+    compiler::facts::Facts,
+    engine::settings::{self, World},
+    guest::link,
+};
+
+/// The largest component, in bytes.
+pub const MAX_COMPONENT: u64 = 100 << 20;
+
+/// What the child says at its end, as one line of JSON on its standard error.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Report {
+    /// Native code was written.
+    Compiled(Facts),
+    /// The component cannot be served, for this reason.
+    Refused(String),
+}
+
+/// The child's main function: the component on standard input, native code to standard output, a [`Report`] to standard error.
+///
+/// # Errors
+///
+/// Only what keeps it from reporting.
+pub fn main() -> anyhow::Result<()> {
+    limits::Limits::of_this_process()?.enter()?;
+    let input = File::from(std::io::stdin().as_fd().try_clone_to_owned()?);
+    let mut output = File::from(std::io::stdout().as_fd().try_clone_to_owned()?);
+    let report = match read(input).and_then(|wasm| compile(&wasm)) {
+        Ok((facts, native)) => match output.write_all(&native) {
+            Ok(()) => Report::Compiled(facts),
+            Err(error) => Report::Refused(format!("native code cannot be written: {error}")),
+        },
+        Err(reason) => Report::Refused(reason),
+    };
+    let line = serde_json::to_string(&report)?;
+    // One write: whatever a library printed before stands on lines of its own.
+    std::io::stderr().write_all(format!("\n{line}\n").as_bytes())?;
+    Ok(())
+}
+
+fn read(input: File) -> Result<Vec<u8>, String> {
+    let mut wasm = Vec::new();
+    input.take(MAX_COMPONENT + 1).read_to_end(&mut wasm).map_err(|e| format!("the component cannot be read: {e}"))?;
+    if wasm.len() as u64 > MAX_COMPONENT {
+        return Err(format!("the component is larger than {} MiB, which is the most allowed", MAX_COMPONENT >> 20));
+    }
+    Ok(wasm)
+}
+
+fn compile(wasm: &[u8]) -> Result<(Facts, Vec<u8>), String> {
+    let facts = Facts::read(wasm).and_then(Facts::accept).map_err(|refusal| refusal.to_string())?;
+    let native = native_code(wasm, facts.world).map_err(|error| format!("{error:#}"))?;
+    Ok((facts, native))
+}
+
+fn native_code(wasm: &[u8], world: World) -> wasmtime::Result<Vec<u8>> {
+    let engine = Engine::new(&settings::compiling(world))?;
+    let component = Component::new(&engine, wasm)?;
+    // What links here links in the worker: every import is checked down to the types of its functions.
+    link::linker(&engine, world)?.instantiate_pre(&component)?;
+    component.serialize()
+}

@@ -1,0 +1,248 @@
+//! Bodies on their way through the host: the caller's to the guest, the guest's to the caller. Both stream, with backpressure,
+//! and both watch for one that stands still.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Response, StatusCode, header};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep};
+use wasmtime_wasi_http::WasiBody;
+
+use crate::scheduler::run::{End, Run, Stop};
+
+/// A timer for silence. It costs nothing until a body has to wait.
+struct Idle {
+    timeout: Duration,
+    sleep: Option<Pin<Box<Sleep>>>,
+}
+
+impl Idle {
+    fn new(timeout: Duration) -> Self {
+        Self { timeout, sleep: None }
+    }
+
+    /// Something came.
+    fn reset(&mut self) {
+        self.sleep = None;
+    }
+
+    /// Nothing came; ready when that has been so for too long.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + self.timeout)));
+        sleep.as_mut().poll(cx)
+    }
+}
+
+/// The caller's body, as the guest reads it.
+pub struct CallerBody {
+    body: Incoming,
+    idle: Idle,
+    run: Arc<Run>,
+}
+
+impl CallerBody {
+    /// A body that may be silent for `idle`; then `run` is stopped.
+    pub fn new(body: Incoming, idle: Duration, run: Arc<Run>) -> Self {
+        Self { body, idle: Idle::new(idle), run }
+    }
+}
+
+impl Body for CallerBody {
+    type Data = Bytes;
+    type Error = wasmtime_wasi_http::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let Self { body, idle, run } = &mut *self;
+        match Pin::new(body).poll_frame(cx) {
+            Poll::Ready(frame) => {
+                idle.reset();
+                Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
+            }
+            Poll::Pending => idle.poll(cx).map(|()| {
+                run.stop(Stop::IdleTimeout);
+                Some(Err(wasmtime_wasi_http::Error::ConnectionReadTimeout))
+            }),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// What goes to the caller: a guest's body, or the host's own words.
+pub enum ReplyBody {
+    /// The guest's.
+    Guest(Box<GuestBody>),
+    /// The host's.
+    Host(Full<Bytes>),
+}
+
+/// A body that was cut short. To hyper it is an error, so the caller sees it: no last chunk, or a reset stream.
+#[derive(Debug)]
+pub struct Cut(End);
+
+impl fmt::Display for Cut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the guest's body was cut short: {:?}", self.0)
+    }
+}
+
+impl std::error::Error for Cut {}
+
+/// The guest's body. Who drops it before its end has gone away, which ends the guest.
+pub struct GuestBody {
+    body: WasiBody,
+    idle: Idle,
+    linger: Duration,
+    run: Arc<Run>,
+    /// Bytes that are still to come, where the head says how many there are.
+    remaining: Option<u64>,
+    complete: bool,
+}
+
+/// The length that a response's head promises; zero where HTTP allows no body.
+fn promised_length(method: &Method, status: StatusCode, headers: &HeaderMap) -> Option<u64> {
+    let bodiless = *method == Method::HEAD
+        || status.is_informational()
+        || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    if bodiless {
+        return Some(0);
+    }
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+impl GuestBody {
+    /// Makes the guest's response to a request of `method` the caller's.
+    pub fn reply(
+        response: Response<WasiBody>,
+        method: &Method,
+        idle: Duration,
+        linger: Duration,
+        run: Arc<Run>,
+    ) -> Response<ReplyBody> {
+        let remaining = promised_length(method, response.status(), response.headers());
+        response.map(|body| {
+            let idle = Idle::new(idle);
+            ReplyBody::Guest(Box::new(Self { body, idle, linger, run, remaining, complete: false }))
+        })
+    }
+
+    fn count(&mut self, frame: &Frame<Bytes>) {
+        if let (Some(remaining), Some(data)) = (&mut self.remaining, frame.data_ref()) {
+            *remaining = remaining.saturating_sub(data.len() as u64);
+        }
+    }
+
+    fn cut(&self) -> Cut {
+        Cut(self.run.end().cloned().unwrap_or(End::Host("the guest's body ended with an error")))
+    }
+}
+
+impl Body for GuestBody {
+    type Data = Bytes;
+    type Error = Cut;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        match Pin::new(&mut self.body).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                self.idle.reset();
+                self.count(&frame);
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(_))) => Poll::Ready(Some(Err(self.cut()))),
+            // The stream behind it looks the same whether the guest finished it or was ended: how the run ended tells.
+            Poll::Ready(None) if self.run.failure().is_some() => Poll::Ready(Some(Err(self.cut()))),
+            Poll::Ready(None) => {
+                self.complete = true;
+                Poll::Ready(None)
+            }
+            Poll::Pending => self.idle.poll(cx).map(|()| {
+                self.run.stop(Stop::IdleTimeout);
+                Some(Err(Cut(End::Stopped(Stop::IdleTimeout))))
+            }),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for GuestBody {
+    fn drop(&mut self) {
+        if self.run.end().is_some() {
+            return;
+        }
+        let delivered = self.complete || self.remaining == Some(0);
+        if !delivered {
+            self.run.stop(Stop::CallerGone);
+        } else if self.linger.is_zero() {
+            self.run.stop(Stop::Linger);
+        } else {
+            let (run, linger) = (Arc::clone(&self.run), self.linger);
+            tokio::spawn(async move {
+                tokio::time::sleep(linger).await;
+                run.stop(Stop::Linger);
+            });
+        }
+    }
+}
+
+impl Body for ReplyBody {
+    type Data = Bytes;
+    type Error = Cut;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        match &mut *self {
+            Self::Guest(body) => Pin::new(&mut **body).poll_frame(cx),
+            Self::Host(body) => Pin::new(body).poll_frame(cx).map(|frame| frame.map(|frame| frame.map_err(|e| match e {}))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Guest(body) => body.is_end_stream(),
+            Self::Host(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Guest(body) => body.size_hint(),
+            Self::Host(body) => body.size_hint(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_promised_length_knows_when_there_is_no_body() {
+        let mut headers = HeaderMap::new();
+        assert_eq!(promised_length(&Method::GET, StatusCode::OK, &headers), None);
+        headers.insert(header::CONTENT_LENGTH, 7.into());
+        assert_eq!(promised_length(&Method::GET, StatusCode::OK, &headers), Some(7));
+        assert_eq!(promised_length(&Method::HEAD, StatusCode::OK, &headers), Some(0));
+        assert_eq!(promised_length(&Method::GET, StatusCode::NOT_MODIFIED, &headers), Some(0));
+    }
+}

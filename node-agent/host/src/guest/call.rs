@@ -1,0 +1,154 @@
+//! Calling a guest: one request in, one response out, over either world.
+
+use std::{future::poll_fn, sync::Arc};
+
+use http::{Request, Response, Uri};
+use tokio::sync::oneshot;
+use wasmtime::{Engine, Store};
+use wasmtime_wasi_http::{WasiBody, WasiHttpView, p2, p3};
+
+use super::{
+    Guest,
+    memory::Denied,
+    reuse::{Instance, Reuse},
+};
+use crate::{
+    endpoint::body::CallerBody,
+    engine::Loaded,
+    scheduler::run::{End, Run},
+};
+
+/// Bytes that one call between guest and host may copy.
+const HOSTCALL_BYTES: usize = 8 << 20;
+
+/// The most handles that the component model keeps for one instance.
+const HANDLES: usize = 10_000;
+
+/// What a guest answers first: the response's head with its body to come, or a `wasi:http` error code in words.
+pub type Head = Result<Response<WasiBody>, String>;
+
+/// Calls the guest, sends the head when it comes, and ends when the guest has. How it ended is in `run` before anything that
+/// the caller could notice is dropped.
+pub async fn call(
+    loaded: Arc<Loaded>,
+    guest: Guest,
+    reuse: Option<Arc<Reuse>>,
+    request: Request<CallerBody>,
+    head: oneshot::Sender<Head>,
+    run: Arc<Run>,
+) {
+    match &*loaded {
+        Loaded::P2(pre) => {
+            let mut store = new_store(pre.engine(), guest, &run);
+            let result = call_p2(pre, &mut store, request, head).await;
+            run.finish(end(result, &store));
+        }
+        Loaded::P3(pre) => {
+            let instance = match reuse.as_ref().and_then(|reuse| reuse.take()) {
+                Some(instance) => Ok(instance.for_run(&run)),
+                None => new_instance(pre, new_store(pre.engine(), guest, &run)).await,
+            };
+            let mut instance = match instance {
+                Ok(instance) => instance,
+                Err((store, error)) => return run.finish(end(Err(error), &store)),
+            };
+            let result = call_p3(&mut instance, request, head).await;
+            run.finish(end(result, &instance.store));
+            if let Some(reuse) = reuse
+                && run.failure().is_none()
+            {
+                reuse.park(instance);
+            }
+        }
+    }
+}
+
+/// A store whose guest looks up at every tick.
+fn new_store(engine: &Engine, guest: Guest, run: &Arc<Run>) -> Store<Guest> {
+    let mut store = Store::new(engine, guest);
+    store.limiter(|guest| &mut guest.memory);
+    store.set_hostcall_fuel(HOSTCALL_BYTES);
+    store.set_max_component_handles(HANDLES);
+    tick_with(&mut store, run);
+    store
+}
+
+/// Makes the guest in `store` look up at every tick, on behalf of `run`.
+pub(super) fn tick_with(store: &mut Store<Guest>, run: &Arc<Run>) {
+    let run = Arc::clone(run);
+    store.set_epoch_deadline(1);
+    store.epoch_deadline_callback(move |_| run.tick());
+}
+
+async fn call_p2(
+    pre: &p2::bindings::ProxyPre<Guest>,
+    store: &mut Store<Guest>,
+    request: Request<CallerBody>,
+    head: oneshot::Sender<Head>,
+) -> wasmtime::Result<()> {
+    let proxy = pre.instantiate_async(&mut *store).await?;
+    let mut http = store.data_mut().http();
+    let request = http.new_incoming_request(p2::bindings::http::types::Scheme::Http, request)?;
+    let out = http.new_response_outparam_from_callback(move |response| {
+        _ = head.send(response.map_err(|code| format!("{code:?}")));
+    })?;
+    proxy.wasi_http_incoming_handler().call_handle(store, request, out).await
+}
+
+async fn new_instance(
+    pre: &p3::bindings::ServicePre<Guest>,
+    mut store: Store<Guest>,
+) -> Result<Instance, (Store<Guest>, wasmtime::Error)> {
+    match pre.instantiate_async(&mut store).await {
+        Ok(service) => Ok(Instance::new(store, service)),
+        Err(error) => Err((store, error)),
+    }
+}
+
+async fn call_p3(
+    instance: &mut Instance,
+    request: Request<CallerBody>,
+    head: oneshot::Sender<Head>,
+) -> wasmtime::Result<()> {
+    let Instance { store, service, .. } = instance;
+    let (request, sent) = p3::Request::from_http(store.data_mut().http().hooks, with_authority(request));
+    let answer = async |accessor: &wasmtime::component::Accessor<Guest>| {
+        let response = match service.handle(accessor, request).await? {
+            Ok(response) => response,
+            Err(code) => {
+                _ = head.send(Err(format!("{code:?}")));
+                return Ok(());
+            }
+        };
+        let response = accessor.with(|mut store| response.into_http(&mut store, sent))?;
+        _ = head.send(Ok(response));
+        // The guest's task goes on: it writes the body, and may work after it.
+        poll_fn(|cx| accessor.poll_no_interesting_tasks(cx)).await;
+        wasmtime::Result::Ok(())
+    };
+    store.run_concurrent(answer).await?
+}
+
+/// p3 reads the authority from the URI, where HTTP/1.1 does not put it.
+fn with_authority(mut request: Request<CallerBody>) -> Request<CallerBody> {
+    if request.uri().authority().is_none() {
+        let host = request.headers().get(http::header::HOST).and_then(|host| host.to_str().ok());
+        let path = request.uri().path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+        if let Some(host) = host
+            && let Ok(uri) = Uri::builder().scheme("http").authority(host).path_and_query(path).build()
+        {
+            *request.uri_mut() = uri;
+        }
+    }
+    request
+}
+
+fn end(result: wasmtime::Result<()>, store: &Store<Guest>) -> End {
+    let Err(error) = result else { return End::Returned };
+    match store.data().memory.denied() {
+        Some(Denied::Component) => End::MemoryLimit,
+        Some(Denied::Node) => End::NodeLimit,
+        None if error.is::<wasmtime::PoolConcurrencyLimitError>() => End::NodeLimit,
+        None => End::Trapped(format!("{error:#}")),
+    }
+}

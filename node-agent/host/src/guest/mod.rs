@@ -1,0 +1,83 @@
+//! What an instance sees of the world, and how it is called.
+//!
+//! [`Guest`] is the state behind one `Store`: made for one request, dropped with it.
+
+pub mod call;
+pub mod link;
+pub mod logs;
+pub mod memory;
+pub mod reuse;
+
+use std::sync::Arc;
+
+use wasmtime::component::ResourceTable;
+use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
+use wasmtime_wasi_config::{WasiConfig, WasiConfigVariables};
+use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
+
+use self::{logs::Logs, memory::MemoryLimiter};
+use crate::outbound::{Outbound, OutboundHooks};
+
+/// The most resources that a guest may hold at once: streams, headers, bodies, pollables.
+const RESOURCES: usize = 10_000;
+
+/// What a component's guests are given; the same for every request.
+pub struct Surroundings {
+    /// The environment.
+    pub env: Vec<(String, String)>,
+    /// What `wasi:config` answers.
+    pub config: Arc<WasiConfigVariables>,
+    /// Where calls out may go.
+    pub outbound: Outbound,
+    /// Where standard output and standard error go.
+    pub logs: Logs,
+}
+
+/// The state of one instance.
+pub struct Guest {
+    wasi: WasiCtx,
+    http: WasiHttpCtx,
+    table: ResourceTable,
+    config: Arc<WasiConfigVariables>,
+    hooks: OutboundHooks,
+    /// Counts and limits its memory.
+    pub memory: MemoryLimiter,
+}
+
+impl Guest {
+    /// The state of a new instance.
+    pub fn new(surroundings: &Surroundings, memory: MemoryLimiter) -> Self {
+        let mut wasi = WasiCtxBuilder::new();
+        wasi.stdout(surroundings.logs.stdout()).stderr(surroundings.logs.stderr());
+        if !surroundings.env.is_empty() {
+            wasi.envs(&surroundings.env);
+        }
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(RESOURCES);
+        Self {
+            wasi: wasi.build(),
+            http: WasiHttpCtx::new(),
+            table,
+            config: surroundings.config.clone(),
+            hooks: OutboundHooks::new(surroundings.outbound.clone()),
+            memory,
+        }
+    }
+
+    /// What `wasi:config` reads from.
+    fn config(&mut self) -> WasiConfig<'_> {
+        WasiConfig::from(&*self.config)
+    }
+}
+
+impl WasiView for Guest {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl WasiHttpView for Guest {
+    fn http(&mut self) -> WasiHttpCtxView<'_> {
+        WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.hooks }
+    }
+}

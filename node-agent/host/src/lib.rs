@@ -1,0 +1,35 @@
+//! The host: the part of Pillion that runs every guest of a node.
+//!
+//! One program, `pillion`, is three processes. The [`supervisor`] holds the listeners and starts the other two; the [`worker`]
+//! runs guests; the [`compiler`] is a short-lived child that turns one component into native code. `pillion run` on a laptop and
+//! the DaemonSet's container are the same code: only where listeners and components come from differs.
+//!
+//! | room | holds |
+//! |---|---|
+//! | [`catalog`] | components and bindings, read from files |
+//! | [`commands`] | the command line |
+//! | [`compiler`] | the child that compiles, and what it finds out about a component |
+//! | [`endpoint`] | listeners, connections, HTTP, what a caller gets |
+//! | [`engine`] | wasmtime's settings, linking, loading |
+//! | [`guest`] | what an instance sees: interfaces, logs, memory limit; how it is called |
+//! | [`outbound`] | where guests may call out to, and the calls |
+//! | [`scheduler`] | admission, budgets, CPU time, which threads a guest runs on |
+//! | [`store`] | artifacts and native code on disk |
+//! | [`supervisor`] | the first process, and the link to its worker |
+//! | [`sys`] | the only `unsafe` |
+//! | [`worker`] | the process that runs guests: puts the rooms together |
+
+#![deny(unsafe_code)]
+
+pub mod catalog;
+pub mod commands;
+pub mod compiler;
+pub mod endpoint;
+pub mod engine;
+pub mod guest;
+pub mod outbound;
+pub mod scheduler;
+pub mod store;
+pub mod supervisor;
+pub mod sys;
+pub mod worker;

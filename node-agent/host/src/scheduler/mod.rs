@@ -1,0 +1,167 @@
+//! When, where and how long guests run.
+//!
+//! A request is admitted ([`admission`], [`budget`]), then its guest is driven as a [`run::Run`]:
+//!
+//! 1. It starts on the connection's own runtime, the *front*. Most guests end there, within microseconds.
+//! 2. One that uses up its first quantum ([`run::QUANTUM`]) moves to the *back*: as many `SCHED_IDLE` threads as there are cores,
+//!    which the kernel preempts for every front thread. So a short request never waits behind a long one.
+//! 3. A binding that used more than its fair share of the last 100 ms starts at the back ([`account`]), so that a flood of short
+//!    requests does not win by being short.
+//! 4. The back keeps a floor of the CPU when the front saturates it ([`floor`]).
+//!
+//! The [`ticker`] makes running guests look up once a tick: at their CPU budget, at being stopped, at the quantum.
+//!
+//! The place of the fair queue between pods is the back: today its guests take turns tick by tick.
+
+pub mod account;
+pub mod admission;
+pub mod budget;
+pub mod floor;
+pub mod run;
+pub mod ticker;
+
+use std::{
+    future::Future,
+    io,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+    thread,
+};
+
+use tokio::runtime::{Builder, Handle, Runtime};
+
+use self::{
+    account::{Account, Window},
+    floor::Back,
+    run::{End, Run},
+    ticker::Ticker,
+};
+use crate::sys::{ThreadClass, set_thread_class};
+
+/// The future of one guest: instantiates it, calls it, ends with its `Store` dropped.
+pub type GuestFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// The number of cores that this process may use.
+pub fn cores() -> usize {
+    thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+/// Runs guests.
+pub struct Scheduler {
+    front: Handle,
+    /// `None` only while it is being dropped: a runtime must not be dropped from within another one.
+    back_runtime: Option<Runtime>,
+    back: Arc<Back>,
+    ticker: Ticker,
+    window: Arc<Window>,
+}
+
+impl Scheduler {
+    /// A scheduler whose guests start on `front`, and whose ticks go to `tick`.
+    ///
+    /// # Errors
+    ///
+    /// Threads that cannot be started.
+    pub fn new(front: Handle, tick: impl Fn() + Send + 'static) -> io::Result<Self> {
+        let back = Arc::new(Back::default());
+        let threads = Arc::new(Mutex::new(Vec::with_capacity(cores())));
+        let started = Arc::clone(&threads);
+        let back_runtime = Builder::new_multi_thread()
+            .worker_threads(cores())
+            .thread_name("back")
+            .enable_all()
+            .on_thread_start(move || {
+                if let Err(error) = set_thread_class(0, ThreadClass::Idle) {
+                    tracing::error!(%error, "a back thread cannot enter SCHED_IDLE: long guests will delay short ones");
+                }
+                let thread = rustix::thread::gettid().as_raw_nonzero().get();
+                started.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+            })
+            .build()?;
+        let mut floor = floor::Floor::new(Arc::clone(&back), threads);
+        let ticker = Ticker::start(move |now| {
+            tick();
+            floor.tick(now);
+        })?;
+        Ok(Self { front, back_runtime: Some(back_runtime), back, ticker, window: Arc::new(Window::new(cores())) })
+    }
+
+    /// An account for a binding whose CPU time is to be measured and compared with others'.
+    pub fn account(&self) -> Arc<Account> {
+        Arc::new(Account::new(Arc::clone(&self.window)))
+    }
+
+    /// Starts `guest`. What becomes of it is told by `run`.
+    pub fn start(self: &Arc<Self>, guest: GuestFuture, run: Arc<Run>, account: Arc<Account>) {
+        let above_share = account.above_fair_share();
+        let driven = Driven { guest, run, account, scheduler: Arc::clone(self), at_the_back: above_share };
+        if above_share {
+            self.spawn_at_the_back(driven);
+        } else {
+            self.front.spawn(driven.drive());
+        }
+    }
+
+    fn spawn_at_the_back(&self, driven: Driven) {
+        if let Some(back) = &self.back_runtime {
+            back.spawn(driven.drive());
+        }
+    }
+}
+
+impl Drop for Scheduler {
+    fn drop(&mut self) {
+        if let Some(back) = self.back_runtime.take() {
+            back.shutdown_background();
+        }
+    }
+}
+
+/// A guest on its way over the threads. Every poll is measured and charged.
+struct Driven {
+    guest: GuestFuture,
+    run: Arc<Run>,
+    account: Arc<Account>,
+    scheduler: Arc<Scheduler>,
+    at_the_back: bool,
+}
+
+impl Driven {
+    async fn drive(mut self) {
+        let ended = std::future::poll_fn(|cx| self.poll(cx)).await;
+        if !ended {
+            self.at_the_back = true;
+            let scheduler = Arc::clone(&self.scheduler);
+            scheduler.spawn_at_the_back(self);
+        }
+    }
+
+    /// Ready with `true` when the guest has ended, with `false` when it has to move to the back.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        let Self { guest, run, account, scheduler, at_the_back } = self;
+        run.wake_by(cx.waker());
+        if run.end_if_stopped() {
+            // The caller of this drops the guest, and with it its store.
+            return Poll::Ready(true);
+        }
+        scheduler.ticker.touch();
+        let (polled, used) = run.measure(|| guest.as_mut().poll(cx));
+        account.charge(used);
+        if *at_the_back {
+            scheduler.back.charge(used, polled.is_pending() && run.take_yielded());
+        }
+        match polled {
+            Poll::Ready(()) => Poll::Ready(true),
+            Poll::Pending if !*at_the_back && run.outlived_quantum() => Poll::Ready(false),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for Driven {
+    /// A guest that vanishes without an end (a panic in the host unwound through it) must not look complete to its caller.
+    fn drop(&mut self) {
+        self.run.finish(End::Host("the host failed while it ran this request"));
+    }
+}

@@ -1,0 +1,51 @@
+//! The only `unsafe` of this crate: loading native code, and the scheduling class of threads.
+
+#![allow(unsafe_code)]
+
+use std::{fs::File, io, os::fd::AsRawFd};
+
+use wasmtime::{Engine, component::Component};
+
+/// Maps the native code in `file` into this process.
+///
+/// The caller vouches for the file: [`crate::store`] hands out only files that this node's compiler wrote, whose SHA-256 was
+/// checked, from a directory that nobody else can write.
+///
+/// # Errors
+///
+/// Native code of another engine, version or kind of machine; a file that cannot be mapped.
+pub fn load_native_code(engine: &Engine, file: &File) -> wasmtime::Result<Component> {
+    // By its descriptor: the file that was checked is the file that is mapped.
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    // SAFETY: the store verified the bytes behind this very descriptor against the digest that it recorded when its own compiler
+    // child wrote them, and native code is only ever renamed into place or unlinked, never changed in place.
+    unsafe { Component::deserialize_file(engine, path) }
+}
+
+/// What a thread is to the kernel's scheduler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ThreadClass {
+    /// `SCHED_OTHER`: every ordinary thread.
+    Normal,
+    /// `SCHED_IDLE`: runs when no ordinary thread wants the core, see sched(7).
+    Idle,
+}
+
+/// Moves a thread of this process to `class`; 0 is the calling thread. Since Linux 2.6.39 neither way needs a privilege as long
+/// as the nice value allows it.
+///
+/// # Errors
+///
+/// What sched_setscheduler(2) says, for example that the thread has ended.
+pub fn set_thread_class(thread: i32, class: ThreadClass) -> io::Result<()> {
+    let policy = match class {
+        ThreadClass::Normal => libc::SCHED_OTHER,
+        ThreadClass::Idle => libc::SCHED_IDLE,
+    };
+    let param = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the call reads `param`, which lives until it returns, and changes no memory of ours.
+    match unsafe { libc::sched_setscheduler(thread, policy, &raw const param) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

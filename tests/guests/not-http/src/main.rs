@@ -1,0 +1,5 @@
+//! A good component that serves no HTTP: it exports `wasi:cli/run`.
+
+fn main() {
+    println!("this is a command");
+}
