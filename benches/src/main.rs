@@ -1,1 +1,104 @@
-fn main() {}
+//! `pillion-bench`: throughput, cold start, memory and fairness of the released `pillion`, each against a named baseline that is
+//! measured in the same run.
+//!
+//! | file | holds |
+//! |---|---|
+//! | [`throughput`], [`cold`], [`memory`], [`neighbour`] | one bench each |
+//! | [`setup`] | what all benches need to know: programs, runs, cores |
+//! | [`child`], [`host`] | processes that are started, and ended whatever happens; `pillion run` among them |
+//! | [`prime`] | thousands of distinct components, compiled once |
+//! | [`client`], [`load`], [`crowd`] | one request at a time; an open loop; many requests that are held or repeated |
+//! | [`hyper_hello`] | the plain server that is the baseline for a request without a guest |
+//! | [`proc`], [`figures`], [`report`] | what the kernel says; medians and ratios; table and JSON |
+
+#![forbid(unsafe_code)]
+
+mod child;
+mod client;
+mod cold;
+mod crowd;
+mod figures;
+mod host;
+mod hyper_hello;
+mod load;
+mod memory;
+mod neighbour;
+mod prime;
+mod proc;
+mod report;
+mod setup;
+mod throughput;
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+
+use crate::{report::Report, setup::Setup};
+
+/// Measures `pillion` against named baselines.
+#[derive(Parser)]
+#[command(name = "pillion-bench", version)]
+struct Arguments {
+    #[command(flatten)]
+    setup: setup::Arguments,
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// Requests per second and CPU time per request on one core, beside `wasmtime serve` and a plain hyper server
+    Throughput(throughput::Arguments),
+    /// The first request to each of many components, none of which is loaded
+    Cold(cold::Arguments),
+    /// Memory of bindings at rest, of loaded components and of requests in flight
+    Memory(memory::Arguments),
+    /// Latency of a well-behaved binding beside guests that are not
+    Neighbour(neighbour::Arguments),
+    /// Everything above, one after the other
+    All,
+    /// Only makes what `cold` and `memory` need: distinct components, compiled
+    Prime(cold::Arguments),
+    /// A hyper server that answers `hello`
+    #[command(hide = true)]
+    HyperHello(hyper_hello::Arguments),
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("pillion-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    if let Bench::HyperHello(arguments) = &arguments.bench {
+        return hyper_hello::serve(arguments).map(|()| ExitCode::SUCCESS);
+    }
+    child::end_all_on_signals().context("signals cannot be handled")?;
+    let setup = Setup::new(&arguments.setup)?;
+    let mut report = Report::new(&setup);
+    match arguments.bench {
+        Bench::Throughput(arguments) => report.add(throughput::run(&setup, &arguments)?),
+        Bench::Cold(arguments) => report.add(cold::run(&setup, &arguments)?),
+        Bench::Memory(arguments) => report.add(memory::run(&setup, &arguments)?),
+        Bench::Neighbour(arguments) => report.add(neighbour::run(&setup, &arguments)?),
+        Bench::All => {
+            report.add(throughput::run(&setup, &throughput::Arguments::default())?);
+            report.add(cold::run(&setup, &cold::Arguments::default())?);
+            report.add(memory::run(&setup, &memory::Arguments::default())?);
+            report.add(neighbour::run(&setup, &neighbour::Arguments::default())?);
+        }
+        Bench::Prime(arguments) => {
+            prime::prepare(&setup, arguments.components(&setup))?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Bench::HyperHello(_) => {}
+    }
+    report.print(&setup)?;
+    Ok(if setup.strict && report.missed() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}

@@ -28,7 +28,9 @@ pub enum Refusal {
     #[error("this is not WebAssembly: it begins with {0}, expected the bytes 00 61 73 6d")]
     NotWasm(String),
     /// A core module.
-    #[error("this is a core WebAssembly module, expected a component: make one with a wasm32-wasip2 toolchain or `wasm-tools component new`")]
+    #[error(
+        "this is a core WebAssembly module, expected a component: make one with a wasm32-wasip2 toolchain or `wasm-tools component new`"
+    )]
     CoreModule,
     /// Cut off or broken.
     #[error("this is no whole component: {0}")]
@@ -168,12 +170,24 @@ mod tests {
 
     #[test]
     fn offered_are_releases_of_the_known_packages_and_nothing_else() {
-        for offered in ["wasi:cli/environment@0.2.0", "wasi:http/types@0.2.12", "wasi:http/client@0.3.0", "wasi:config/store@0.2.0-rc.1"] {
+        for offered in [
+            "wasi:cli/environment@0.2.0",
+            "wasi:http/types@0.2.12",
+            "wasi:http/client@0.3.0",
+            "wasi:config/store@0.2.0-rc.1",
+        ] {
             assert!(is_offered(offered), "{offered}");
         }
         for other in [
-            "wasi:keyvalue/store@0.2.0", "acme:missing/thing@1.2.3", "wasi:io/streams@0.3.0", "wasi:http/types@0.3.0-rc-2026-03-15",
-            "wasi:http/types@0.1.0", "wasi:http/types", "thing", "", "wasi:cli-evil/x@0.2.0",
+            "wasi:keyvalue/store@0.2.0",
+            "acme:missing/thing@1.2.3",
+            "wasi:io/streams@0.3.0",
+            "wasi:http/types@0.3.0-rc-2026-03-15",
+            "wasi:http/types@0.1.0",
+            "wasi:http/types",
+            "thing",
+            "",
+            "wasi:cli-evil/x@0.2.0",
         ] {
             assert!(!is_offered(other), "{other}");
         }
@@ -185,7 +199,10 @@ mod tests {
             (b"", "it begins with nothing"),
             (b"hello", "it begins with 68 65 6c 6c"),
             (b"\0asm\x01\0\0\0", "a core WebAssembly module"),
-            (b"\0asm\x0d\0\x01\0", "no HTTP export: expected wasi:http/incoming-handler@0.2.x or wasi:http/handler@0.3.x, found no export"),
+            (
+                b"\0asm\x0d\0\x01\0",
+                "no HTTP export: expected wasi:http/incoming-handler@0.2.x or wasi:http/handler@0.3.x, found no export",
+            ),
             (b"\0asm\x0d\0\x01\0\x07\xff", "no whole component"),
         ];
         for (wasm, expected) in table {

@@ -33,12 +33,9 @@ impl Limits {
     /// A value that is no number of seconds.
     pub fn of_this_process() -> anyhow::Result<Self> {
         let cpu = match std::env::var(CPU_SECONDS) {
-            Ok(text) => text
-                .parse()
-                .ok()
-                .filter(|&s| s > 0)
-                .map(Duration::from_secs)
-                .ok_or_else(|| anyhow::anyhow!("{CPU_SECONDS}={text:?}: expected a whole number of seconds, at least 1"))?,
+            Ok(text) => text.parse().ok().filter(|&s| s > 0).map(Duration::from_secs).ok_or_else(|| {
+                anyhow::anyhow!("{CPU_SECONDS}={text:?}: expected a whole number of seconds, at least 1")
+            })?,
             Err(_) => CPU,
         };
         Ok(Self { cpu })

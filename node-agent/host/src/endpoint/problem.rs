@@ -66,8 +66,12 @@ impl Problem {
         match self {
             Self::Trap(_) => (StatusCode::BAD_GATEWAY, "trap", "The component trapped"),
             Self::NoResponse => (StatusCode::BAD_GATEWAY, "no-response", "The component returned without a response"),
-            Self::GuestError(_) => (StatusCode::BAD_GATEWAY, "guest-error", "The component answered with an error code"),
-            Self::MemoryLimit => (StatusCode::BAD_GATEWAY, "memory-limit", "The component needs more memory than its limit"),
+            Self::GuestError(_) => {
+                (StatusCode::BAD_GATEWAY, "guest-error", "The component answered with an error code")
+            }
+            Self::MemoryLimit => {
+                (StatusCode::BAD_GATEWAY, "memory-limit", "The component needs more memory than its limit")
+            }
             Self::CpuLimit => (StatusCode::GATEWAY_TIMEOUT, "cpu-limit", "The component used its CPU time"),
             Self::HeadTimeout => (StatusCode::GATEWAY_TIMEOUT, "head-timeout", "The component did not answer in time"),
             Self::TotalTimeout => (StatusCode::GATEWAY_TIMEOUT, "total-timeout", "The request took too long"),
@@ -78,7 +82,9 @@ impl Problem {
             Self::NodeLimit => (StatusCode::SERVICE_UNAVAILABLE, "node-limit", "The node has no room for this request"),
             Self::NotReady => (StatusCode::SERVICE_UNAVAILABLE, "not-ready", "The component is still being compiled"),
             Self::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "The component cannot be served"),
-            Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "bad-request", "The request is not one that can be served"),
+            Self::BadRequest(_) => {
+                (StatusCode::BAD_REQUEST, "bad-request", "The request is not one that can be served")
+            }
             Self::Host(_) => (StatusCode::INTERNAL_SERVER_ERROR, "host-error", "The host failed"),
         }
     }

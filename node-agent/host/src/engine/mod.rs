@@ -3,6 +3,7 @@
 //! p2 components run on an engine without support for concurrency in the component model, which makes an instance a third
 //! cheaper; p3 components need it. Each engine has a pool of its own and is made when its first component is loaded.
 
+pub mod cache;
 pub mod settings;
 
 use std::sync::OnceLock;
@@ -20,8 +21,16 @@ use crate::{
     sys,
 };
 
-/// A component whose native code is mapped and linked: what instances are made from.
-pub enum Loaded {
+/// A component whose native code is mapped and linked.
+pub struct Loaded {
+    /// What instances are made from.
+    pub pre: Pre,
+    /// The size of its native code.
+    pub bytes: u64,
+}
+
+/// What instances are made from.
+pub enum Pre {
     /// Exports `wasi:http/incoming-handler@0.2.x`.
     P2(p2::bindings::ProxyPre<Guest>),
     /// Exports `wasi:http/handler@0.3.x`.
@@ -44,7 +53,6 @@ pub struct Engines {
     capacity: Capacity,
     p2: OnceLock<Hosted>,
     p3: OnceLock<Hosted>,
-    /// Engines are told of every tick; see [`Engines::tick`].
     making: std::sync::Mutex<()>,
 }
 
@@ -64,10 +72,11 @@ impl Engines {
     /// # Errors
     ///
     /// See [`LoadError`].
-    pub fn load(&self, world: World, native: &OpenNative) -> Result<Loaded, LoadError> {
+    pub fn load(&self, world: World, native: &OpenNative, bytes: u64) -> Result<Loaded, LoadError> {
         let hosted = self.hosted(world).map_err(|e| LoadError::Engine(world, e))?;
         let component = sys::load_native_code(&hosted.engine, native.file()).map_err(LoadError::Native)?;
-        hosted.link(world, &component).map_err(LoadError::Native)
+        let pre = hosted.link(world, &component).map_err(LoadError::Native)?;
+        Ok(Loaded { pre, bytes })
     }
 
     /// Tells every engine that a tick has passed, so that running guests look up.
@@ -97,11 +106,11 @@ impl Engines {
 }
 
 impl Hosted {
-    fn link(&self, world: World, component: &Component) -> wasmtime::Result<Loaded> {
+    fn link(&self, world: World, component: &Component) -> wasmtime::Result<Pre> {
         let pre = self.linker.instantiate_pre(component)?;
         Ok(match world {
-            World::P2 => Loaded::P2(p2::bindings::ProxyPre::new(pre)?),
-            World::P3 => Loaded::P3(p3::bindings::ServicePre::new(pre)?),
+            World::P2 => Pre::P2(p2::bindings::ProxyPre::new(pre)?),
+            World::P3 => Pre::P3(p3::bindings::ServicePre::new(pre)?),
         })
     }
 }

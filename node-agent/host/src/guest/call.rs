@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     endpoint::body::CallerBody,
-    engine::Loaded,
+    engine::{Loaded, Pre},
     scheduler::run::{End, Run},
 };
 
@@ -37,13 +37,13 @@ pub async fn call(
     head: oneshot::Sender<Head>,
     run: Arc<Run>,
 ) {
-    match &*loaded {
-        Loaded::P2(pre) => {
+    match &loaded.pre {
+        Pre::P2(pre) => {
             let mut store = new_store(pre.engine(), guest, &run);
             let result = call_p2(pre, &mut store, request, head).await;
             run.finish(end(result, &store));
         }
-        Loaded::P3(pre) => {
+        Pre::P3(pre) => {
             let instance = match reuse.as_ref().and_then(|reuse| reuse.take()) {
                 Some(instance) => Ok(instance.for_run(&run)),
                 None => new_instance(pre, new_store(pre.engine(), guest, &run)).await,

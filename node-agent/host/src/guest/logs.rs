@@ -92,7 +92,10 @@ impl Logs {
             tracing::warn!(target: "guest", component, binding, dropped, "lines of the guest were dropped: it wrote too many");
         }
         // Control characters would let a guest write to the terminal of whoever reads the log.
-        let text: String = String::from_utf8_lossy(line).chars().map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c }).collect();
+        let text: String = String::from_utf8_lossy(line)
+            .chars()
+            .map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c })
+            .collect();
         tracing::info!(target: "guest", component, binding, stream, "{text}");
     }
 }

@@ -77,7 +77,8 @@ impl Floor {
     /// For a back with these threads.
     pub fn new(back: Arc<Back>, threads: Arc<Mutex<Vec<i32>>>) -> Self {
         let window = u64::try_from(WINDOW.as_micros()).unwrap_or(0) * u64::try_from(cores()).unwrap_or(1);
-        let state = State { window_began: Instant::now(), used_before: 0, floor: window / u64::from(FLOOR), lifted: false };
+        let state =
+            State { window_began: Instant::now(), used_before: 0, floor: window / u64::from(FLOOR), lifted: false };
         Self { back, threads, state }
     }
 

@@ -99,7 +99,11 @@ mod tests {
         let count = Arc::new(AtomicU32::new(0));
         let counted = Arc::clone(&count);
         let ticker = Ticker::start(move |_| _ = counted.fetch_add(1, Ordering::SeqCst)).unwrap();
-        let parked = || while !ticker.shared.parked.load(Ordering::SeqCst) { thread::sleep(TICK) };
+        let parked = || {
+            while !ticker.shared.parked.load(Ordering::SeqCst) {
+                thread::sleep(TICK)
+            }
+        };
         parked();
         let before = count.load(Ordering::SeqCst);
         thread::sleep(20 * TICK);

@@ -10,6 +10,7 @@
 //! Files appear by rename and go by unlink, never by change: native code that is mapped stays what it is. Every write can be
 //! killed at any point; what is not renamed is swept away at the next start.
 
+mod library;
 mod native;
 
 use std::{
@@ -22,6 +23,7 @@ use std::{
 use pillion_protocol::digest::Digest;
 use sha2::{Digest as _, Sha256};
 
+pub use self::library::{Job, Library};
 pub use self::native::{Native, NativeCode, NativeError, OpenNative};
 use crate::compiler::MAX_COMPONENT;
 

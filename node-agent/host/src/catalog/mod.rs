@@ -1,0 +1,103 @@
+//! The catalog: components and bindings, as read from files. In a cluster they will come from control.
+
+pub mod folder;
+pub mod watch;
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use pillion_protocol::{annotation::Port, component::ComponentSpec, name::Name};
+
+/// Components by name.
+pub type Components = BTreeMap<Name, Entry>;
+
+/// A component and the file that says so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// What it is; a path in it is absolute.
+    pub spec: ComponentSpec,
+    /// Where it was read.
+    pub source: PathBuf,
+}
+
+/// Why components or bindings could not be read. Every message names the file and the text at fault.
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogError {
+    /// A file that cannot be read.
+    #[error("{path}: {error}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the file system said.
+        error: std::io::Error,
+    },
+    /// A folder without components.
+    #[error("{0}: there is no .yaml or .yml file in this folder")]
+    EmptyFolder(PathBuf),
+    /// A file that is no component.
+    #[error("{path}: {error}")]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong in it, and where.
+        error: String,
+    },
+    /// Two components with one name.
+    #[error("{second}: the component {name:?} is already in {first}")]
+    Twice {
+        /// The name.
+        name: Name,
+        /// The file that has it.
+        first: PathBuf,
+        /// The file that has it too.
+        second: PathBuf,
+    },
+    /// A short form that is not `FILE.wasm=PORT`.
+    #[error("{text:?} is no component: expected FILE.wasm=PORT, for example \"./hello.wasm=8080\"; {problem}")]
+    Short {
+        /// The argument.
+        text: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// A name that no component has.
+    #[error("there is no component {name:?}: there are {}", names(.known))]
+    Unknown {
+        /// The name.
+        name: Name,
+        /// The names there are.
+        known: Vec<Name>,
+    },
+    /// The same port for two components.
+    #[error("port {port} is given to both {first:?} and {second:?}: each needs a port of its own")]
+    PortTwice {
+        /// The port.
+        port: Port,
+        /// The first.
+        first: Name,
+        /// The second.
+        second: Name,
+    },
+    /// Nothing to do.
+    #[error("no component is named: give -f FILE_OR_FOLDER, or FILE.wasm=PORT")]
+    Nothing,
+    /// More components than ports.
+    #[error("there is no free port from {first} on for the component {name:?}")]
+    NoPort {
+        /// The component.
+        name: Name,
+        /// Where the search began.
+        first: u16,
+    },
+}
+
+fn names(known: &[Name]) -> String {
+    /// More would not help.
+    const SHOWN: usize = 20;
+    match known {
+        [] => "none".into(),
+        known => {
+            let more = known.len().checked_sub(SHOWN).filter(|&n| n > 0).map(|n| format!(" and {n} more"));
+            known.iter().take(SHOWN).map(Name::as_str).collect::<Vec<_>>().join(", ") + &more.unwrap_or_default()
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! `pillion compile`: native code ahead of time, by the same compiler child as the node's.
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    thread,
+    time::Instant,
+};
+
+use anyhow::Context;
+use pillion_protocol::digest::Digest;
+use serde::Serialize;
+
+use super::{Output, StoreArgs, output};
+use crate::{engine::settings::World, scheduler::cores, store::Library, supervisor::child};
+
+/// Compiles components ahead of time into the store.
+#[derive(clap::Args)]
+pub(super) struct Compile {
+    /// Component files
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    #[command(flatten)]
+    store: StoreArgs,
+    /// How results are written
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Compiled<'a> {
+    file: &'a Path,
+    digest: Digest,
+    world: World,
+    native_bytes: u64,
+    /// False: native code was there.
+    compiled: bool,
+    seconds: f64,
+}
+
+fn compile<'a>(library: &Library, file: &'a Path) -> anyhow::Result<Compiled<'a>> {
+    let began = Instant::now();
+    let (artifact, found) = library.find(file)?;
+    let compiled = found.is_none();
+    let native = match found {
+        Some(native) => native,
+        None => {
+            let job = library.job(&artifact)?;
+            let facts = child::compile(job.descriptors()?.into()).map_err(anyhow::Error::msg)?;
+            library.finish(&artifact, job, facts)?
+        }
+    };
+    let (world, native_bytes) = (native.facts.world, native.size);
+    Ok(Compiled {
+        file,
+        digest: artifact.digest,
+        world,
+        native_bytes,
+        compiled,
+        seconds: began.elapsed().as_secs_f64(),
+    })
+}
+
+impl Compiled<'_> {
+    fn print(&self, output: Output) -> String {
+        match output {
+            Output::Json => serde_json::to_string(self).unwrap_or_default(),
+            Output::Text => {
+                let Self { file, digest, world, native_bytes, compiled, seconds } = self;
+                let how = if *compiled { format!("compiled in {seconds:.2} s") } else { "was compiled before".into() };
+                format!("{}: {world}, {how}, {native_bytes} bytes of native code, {digest}", file.display())
+            }
+        }
+    }
+}
+
+impl Compile {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        let library = Library::open(&self.store.path()?)?;
+        let progress = output::progress(self.files.len());
+        let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+        let work = || {
+            while let Some(file) = self.files.get(next.fetch_add(1, Relaxed)) {
+                progress.set_message(file.display().to_string());
+                let compiled = compile(&library, file).with_context(|| file.display().to_string());
+                progress.suspend(|| match compiled {
+                    Ok(compiled) => println!("{}", compiled.print(self.output)),
+                    Err(error) => {
+                        failed.store(true, Relaxed);
+                        eprintln!("error: {error:#}");
+                    }
+                });
+                progress.inc(1);
+            }
+        };
+        thread::scope(|scope| {
+            for _ in 0..cores().min(self.files.len()) {
+                scope.spawn(work);
+            }
+        });
+        progress.finish_and_clear();
+        Ok(if failed.into_inner() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    }
+}

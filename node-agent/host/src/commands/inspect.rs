@@ -1,0 +1,96 @@
+//! `pillion inspect`: what a component is, for people who build components.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::Context;
+use pillion_protocol::{digest::Digest, quantity::ByteSize};
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+
+use super::Output;
+use crate::compiler::{
+    MAX_COMPONENT,
+    facts::{Facts, is_offered},
+};
+
+/// Shows what a component exports and imports, and whether it can be served.
+#[derive(clap::Args)]
+pub(super) struct Inspect {
+    /// Component files
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// How results are written
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Seen {
+    file: PathBuf,
+    size: u64,
+    digest: Digest,
+    #[serde(flatten)]
+    facts: Option<Facts>,
+    /// Why it cannot be served.
+    refused: Option<String>,
+}
+
+impl Seen {
+    fn read(file: &Path) -> anyhow::Result<Self> {
+        let size = fs::metadata(file).with_context(|| file.display().to_string())?.len();
+        anyhow::ensure!(size <= MAX_COMPONENT, "{}: {size} bytes: at most {MAX_COMPONENT} are allowed", file.display());
+        let wasm = fs::read(file).with_context(|| file.display().to_string())?;
+        let digest = Digest::from_sha256(Sha256::digest(&wasm).into());
+        let facts = Facts::read(&wasm);
+        let refused = facts.clone().and_then(Facts::accept).err().map(|refusal| refusal.to_string());
+        Ok(Self { file: file.to_owned(), size, digest, facts: facts.ok(), refused })
+    }
+
+    fn print(&self) {
+        println!("{}", self.file.display());
+        println!("  size     {} bytes", self.size);
+        println!("  digest   {}", self.digest);
+        if let Some(facts) = &self.facts {
+            println!("  world    {}", facts.world);
+            println!("  memory   at least {}", ByteSize::bytes(facts.memory_minimum));
+            for export in &facts.exports {
+                println!("  exports  {export}");
+            }
+            for import in &facts.imports {
+                let note = if is_offered(import) { "" } else { "   <- not offered" };
+                println!("  imports  {import}{note}");
+            }
+        }
+        match &self.refused {
+            None => println!("  served   yes"),
+            Some(why) => println!("  served   no: {why}"),
+        }
+    }
+}
+
+impl Inspect {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        let mut good = true;
+        for file in &self.files {
+            let seen = match Seen::read(file) {
+                Ok(seen) => seen,
+                Err(error) => {
+                    eprintln!("error: {error:#}");
+                    good = false;
+                    continue;
+                }
+            };
+            good &= seen.refused.is_none();
+            match self.output {
+                Output::Text => seen.print(),
+                Output::Json => println!("{}", serde_json::to_string(&seen)?),
+            }
+        }
+        Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}

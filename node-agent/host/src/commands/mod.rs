@@ -1,0 +1,76 @@
+//! The command line.
+
+mod compile;
+mod inspect;
+mod output;
+mod run;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// Sidecars without containers: serves WebAssembly components on localhost.
+#[derive(Parser)]
+#[command(name = "pillion", version, arg_required_else_help = true, max_term_width = 100)]
+struct Pillion {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serves components on localhost, each at a port of its own
+    Run(run::Run),
+    /// Compiles components ahead of time into the store, so that they are there when they are run
+    Compile(compile::Compile),
+    /// Shows what a component exports and imports, and whether it can be served
+    Inspect(inspect::Inspect),
+    #[command(hide = true)]
+    Worker,
+    #[command(hide = true)]
+    Compiler,
+}
+
+/// How results are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people
+    #[default]
+    Text,
+    /// For machines: JSON, one object a line
+    Json,
+}
+
+/// The store, where several commands need it.
+#[derive(clap::Args)]
+struct StoreArgs {
+    /// Where components and their native code are kept [default: pillion/store in the user's cache folder]
+    #[arg(long, value_name = "DIR", env = "PILLION_STORE")]
+    store: Option<PathBuf>,
+}
+
+impl StoreArgs {
+    fn path(self) -> anyhow::Result<PathBuf> {
+        let from = |variable: &str| std::env::var_os(variable).filter(|v| !v.is_empty()).map(PathBuf::from);
+        let cache = || from("XDG_CACHE_HOME").or_else(|| Some(from("HOME")?.join(".cache")));
+        let store = self.store.or_else(|| Some(cache()?.join("pillion").join("store")));
+        let store = store.ok_or_else(|| anyhow::anyhow!("there is no HOME to keep a store in: give --store DIR"))?;
+        Ok(std::path::absolute(store)?)
+    }
+}
+
+/// Runs the command line. The exit code is 0 when done, 1 when nothing could be done, 2 when the command line is wrong.
+pub fn main() -> ExitCode {
+    let done = match Pillion::parse().command {
+        Command::Run(run) => run.run(),
+        Command::Compile(compile) => compile.run(),
+        Command::Inspect(inspect) => inspect.run(),
+        Command::Worker => crate::worker::main().map(|()| ExitCode::SUCCESS),
+        Command::Compiler => crate::compiler::main().map(|()| ExitCode::SUCCESS),
+    };
+    done.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        // A command line can be well-formed and still say nothing that makes sense.
+        ExitCode::from(if error.is::<crate::catalog::CatalogError>() || error.is::<run::Usage>() { 2 } else { 1 })
+    })
+}

@@ -1,0 +1,167 @@
+//! One outgoing call: allowed, resolved, allowed again, connected, sent.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    pin::Pin,
+    sync::{Arc, LazyLock},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{Request, Response, Uri, uri::PathAndQuery};
+use http_body::{Body, Frame, SizeHint};
+use http_body_util::BodyExt;
+use hyper::{
+    body::Incoming,
+    client::conn::http1::{self, SendRequest},
+};
+use hyper_util::rt::TokioIo;
+use pillion_protocol::hosts::{AllowedHost, Scheme};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    time::{Instant, Sleep},
+};
+use tokio_rustls::{
+    TlsConnector,
+    rustls::{ClientConfig, RootCertStore, pki_types::ServerName},
+};
+use wasmtime_wasi_http::{Error, RequestOptions, WasiBody};
+
+use super::{
+    Sent,
+    policy::{Host, Target, allowing, may_connect},
+};
+
+/// Bounds where the guest sets none. Its own head timeout ends it before.
+const CONNECT: Duration = Duration::from_secs(10);
+const FIRST_BYTE: Duration = Duration::from_secs(60);
+const BETWEEN_BYTES: Duration = Duration::from_secs(60);
+
+static TLS: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
+    let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.into() };
+    Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
+});
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+/// The outside world's body, as the guest reads it.
+struct AnswerBody {
+    body: Incoming,
+    timeout: Duration,
+    waiting: Option<Pin<Box<Sleep>>>,
+}
+
+pub(super) async fn send(
+    allowed: &[AllowedHost],
+    mut request: Request<WasiBody>,
+    options: Option<RequestOptions>,
+) -> Result<(Response<WasiBody>, Sent), Error> {
+    let options = options.unwrap_or_default();
+    let target = target(request.uri())?;
+    let entries = allowing(allowed, &target);
+    if entries.is_empty() {
+        return Err(Error::HttpRequestDenied);
+    }
+    let connect = connect(&entries, &target);
+    let connected = tokio::time::timeout(options.connect_timeout.unwrap_or(CONNECT), connect).await;
+    let stream = connected.map_err(|_| Error::ConnectionTimeout)??;
+    let (mut sender, connection): (SendRequest<WasiBody>, _) = http1::handshake(TokioIo::new(stream)).await?;
+    // Driven by a task that ends with the answer's body, or with the guest.
+    let connection = wasmtime_wasi::runtime::spawn(async move { connection.await.map_err(Error::from) });
+
+    let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    *request.uri_mut() = Uri::from(path);
+    let answered = tokio::time::timeout(options.first_byte_timeout.unwrap_or(FIRST_BYTE), sender.send_request(request));
+    let answer = answered.await.map_err(|_| Error::ConnectionReadTimeout)??;
+    let timeout = options.between_bytes_timeout.unwrap_or(BETWEEN_BYTES);
+    let answer = answer.map(|body| AnswerBody { body, timeout, waiting: None }.boxed_unsync());
+    Ok((answer, Box::new(connection)))
+}
+
+fn target(uri: &Uri) -> Result<Target, Error> {
+    let scheme = match uri.scheme_str() {
+        Some("http") => Scheme::Http,
+        Some("https") => Scheme::Https,
+        _ => return Err(Error::HttpProtocolError),
+    };
+    let authority = uri.authority().ok_or(Error::HttpRequestUriInvalid)?;
+    // User information would end up nowhere, and could hide the host from a reader.
+    if authority.as_str().contains('@') {
+        return Err(Error::HttpRequestUriInvalid);
+    }
+    let host = Host::parse(authority.host()).ok_or(Error::HttpRequestUriInvalid)?;
+    Ok(Target { scheme, host, port: authority.port_u16().unwrap_or(scheme.port()) })
+}
+
+async fn connect(entries: &[&AllowedHost], target: &Target) -> Result<Box<dyn Stream>, Error> {
+    let addresses = resolve(&target.host, target.port).await?;
+    if addresses.is_empty() {
+        return Err(Error::DestinationNotFound);
+    }
+    let mut last = Error::DestinationIpProhibited;
+    for address in addresses.into_iter().filter(|address| may_connect(entries, address.ip())) {
+        match TcpStream::connect(address).await {
+            Ok(stream) => {
+                _ = stream.set_nodelay(true);
+                return secure(target, stream).await;
+            }
+            Err(error) => last = Error::Connect(error),
+        }
+    }
+    Err(last)
+}
+
+async fn resolve(host: &Host, port: u16) -> Result<Vec<SocketAddr>, Error> {
+    match host {
+        Host::Address(address) => Ok(vec![SocketAddr::new(*address, port)]),
+        Host::Name(name) => {
+            let found = tokio::net::lookup_host((name.as_str(), port)).await;
+            let failed = |error: std::io::Error| Error::DnsError { rcode: Some(error.to_string()), info_code: None };
+            Ok(found.map_err(failed)?.collect())
+        }
+    }
+}
+
+async fn secure(target: &Target, stream: TcpStream) -> Result<Box<dyn Stream>, Error> {
+    if target.scheme == Scheme::Http {
+        return Ok(Box::new(stream));
+    }
+    let name = match &target.host {
+        Host::Address(IpAddr::V4(address)) => ServerName::from(*address),
+        Host::Address(IpAddr::V6(address)) => ServerName::from(*address),
+        Host::Name(name) => ServerName::try_from(name.clone()).map_err(|_| Error::HttpRequestUriInvalid)?,
+    };
+    let stream = TlsConnector::from(Arc::clone(&TLS)).connect(name, stream).await.map_err(Error::Tls)?;
+    Ok(Box::new(stream))
+}
+
+impl Body for AnswerBody {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let Self { body, timeout, waiting } = &mut *self;
+        match Pin::new(body).poll_frame(cx) {
+            Poll::Ready(frame) => {
+                *waiting = None;
+                Poll::Ready(frame.map(|frame| frame.map_err(Error::from)))
+            }
+            Poll::Pending => {
+                let sleep =
+                    waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + *timeout)));
+                sleep.as_mut().poll(cx).map(|()| Some(Err(Error::ConnectionReadTimeout)))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,88 @@
+//! A store as those use it who want native code: components go in, native code comes out, made anew where it is missing or broken.
+
+use std::{os::fd::OwnedFd, path::Path};
+
+use super::{Artifact, Native, NativeCode, Store, StoreError};
+use crate::{
+    compiler::facts::Facts,
+    engine::settings::{World, compatibility},
+};
+
+/// A store with the native code of both engines.
+pub struct Library {
+    store: Store,
+    p2: Native,
+    p3: Native,
+}
+
+/// The two files of a compilation: what a compiler reads, and what it writes.
+pub struct Job {
+    component: std::fs::File,
+    output: tempfile::NamedTempFile,
+}
+
+impl Library {
+    /// Opens or makes the store in `root`.
+    ///
+    /// # Errors
+    ///
+    /// A directory that is not only ours; an engine that cannot be made.
+    pub fn open(root: &Path) -> anyhow::Result<Self> {
+        let store = Store::open(root)?;
+        let native = |world| anyhow::Ok(store.native(&compatibility(world).map_err(anyhow::Error::msg)?)?);
+        Ok(Self { p2: native(World::P2)?, p3: native(World::P3)?, store })
+    }
+
+    /// Takes in the component at `path`, and finds its native code if there is some that is sound.
+    ///
+    /// # Errors
+    ///
+    /// A file that cannot be taken in.
+    pub fn find(&self, path: &Path) -> Result<(Artifact, Option<NativeCode>), StoreError> {
+        let artifact = self.store.add(path)?;
+        for native in [&self.p2, &self.p3] {
+            let Some(code) = native.find(artifact.digest) else { continue };
+            match code.open() {
+                Ok(_) => return Ok((artifact, Some(code))),
+                Err(error) => {
+                    tracing::warn!(%error, "native code on disk cannot be used: the component is compiled again");
+                    native.remove(artifact.digest, &code);
+                }
+            }
+        }
+        Ok((artifact, None))
+    }
+
+    /// Opens the files that a compilation of `artifact` needs.
+    ///
+    /// # Errors
+    ///
+    /// A full disk.
+    pub fn job(&self, artifact: &Artifact) -> Result<Job, StoreError> {
+        Ok(Job { component: artifact.open()?, output: self.store.new_file()? })
+    }
+
+    /// Takes in what a compilation wrote.
+    ///
+    /// # Errors
+    ///
+    /// A full disk.
+    pub fn finish(&self, artifact: &Artifact, job: Job, facts: Facts) -> Result<NativeCode, StoreError> {
+        let native = match facts.world {
+            World::P2 => &self.p2,
+            World::P3 => &self.p3,
+        };
+        native.add(artifact.digest, facts, job.output)
+    }
+}
+
+impl Job {
+    /// The descriptors for a compiler: the component to read, the file to write.
+    ///
+    /// # Errors
+    ///
+    /// No descriptor left.
+    pub fn descriptors(&self) -> std::io::Result<[OwnedFd; 2]> {
+        Ok([self.component.try_clone()?.into(), self.output.as_file().try_clone()?.into()])
+    }
+}

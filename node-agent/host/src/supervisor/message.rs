@@ -1,0 +1,191 @@
+//! What supervisor and worker say to each other. Both are the same program, so there are no versions.
+
+use std::path::PathBuf;
+
+use pillion_protocol::{
+    annotation::Port,
+    component::ComponentSpec,
+    digest::Digest,
+    name::Name,
+    quantity::{ByteSize, Span},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::compiler::facts::Facts;
+
+/// How a worker works.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Settings {
+    /// The store's directory.
+    pub store: PathBuf,
+    /// Memory for all guests; `None` for what the machine or the cgroup allows, less a reserve.
+    pub memory: Option<ByteSize>,
+    /// How long requests in flight may take when the worker drains.
+    pub drain_timeout: Span,
+    /// What is logged, and how.
+    pub log: Log,
+}
+
+/// What is logged, and how. Logs go to standard error.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Log {
+    /// Lines for people, or JSON for machines.
+    pub format: LogFormat,
+    /// Which lines, in the syntax of `tracing_subscriber::EnvFilter`; `None` for the format's default.
+    pub filter: Option<String>,
+}
+
+/// Lines for people, or JSON for machines.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people: guests' lines, and what is wrong.
+    #[default]
+    Text,
+    /// For machines: everything from `info` on.
+    Json,
+}
+
+impl Log {
+    /// Starts logging in this process.
+    pub fn start(&self) {
+        let default = match self.format {
+            LogFormat::Text => "warn,guest=info",
+            LogFormat::Json => "info",
+        };
+        let filter = tracing_subscriber::EnvFilter::new(self.filter.as_deref().unwrap_or(default));
+        let lines = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
+        match self.format {
+            LogFormat::Text => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+            LogFormat::Json => lines.json().flatten_event(true).init(),
+        }
+    }
+}
+
+/// A component at a port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Binding {
+    /// The binding's name.
+    pub name: Name,
+    /// The component's name.
+    pub component: Name,
+    /// The port.
+    pub port: Port,
+}
+
+/// From the supervisor to its worker.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum ToWorker {
+    /// Always first.
+    Settings(Settings),
+    /// A component is new or has changed.
+    Component {
+        /// Its name.
+        name: Name,
+        /// What it is.
+        spec: Box<ComponentSpec>,
+    },
+    /// A binding; its listeners come as descriptors.
+    Bind(Binding),
+    /// Everything there is was told.
+    Complete,
+    /// A compilation ended.
+    Compiled {
+        /// Which one.
+        id: u64,
+        /// What was found out, or why there is no native code.
+        result: Result<Facts, String>,
+    },
+    /// Accept nothing more, end what is in flight, then say [`Event::Drained`].
+    Drain,
+}
+
+/// From the worker to its supervisor.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum FromWorker {
+    /// Compile a component. Two descriptors: the component to read, the file to write.
+    Compile {
+        /// For the answer.
+        id: u64,
+    },
+    /// Something that people want to know.
+    Event(Event),
+}
+
+/// What people want to know: SPECIFICATION.md §3.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "lowercase")]
+pub enum Event {
+    /// A worker process started.
+    Worker {
+        /// Its process id.
+        pid: u32,
+        /// How many workers there were before it.
+        restarts: u32,
+    },
+    /// Native code is being made.
+    Compiling {
+        /// The component.
+        component: Name,
+        /// Its digest.
+        digest: Digest,
+    },
+    /// A binding answers.
+    Ready {
+        /// The component.
+        component: Name,
+        /// The binding.
+        binding: Name,
+        /// Its port.
+        port: Port,
+        /// Where it is reached.
+        urls: Vec<String>,
+        /// The component's digest.
+        digest: Digest,
+        /// Whether native code had to be made.
+        compiled: bool,
+        /// How long it took from the file to being ready.
+        seconds: f64,
+    },
+    /// A binding cannot be served, or not in its new version.
+    Failed {
+        /// The component.
+        component: Name,
+        /// The binding.
+        binding: Name,
+        /// Its port.
+        port: Port,
+        /// One word.
+        reason: Reason,
+        /// For people.
+        message: String,
+    },
+    /// Every binding is decided.
+    Serving {
+        /// Bindings that answer.
+        ready: usize,
+        /// Bindings that cannot be served.
+        failed: usize,
+    },
+    /// Nothing is in flight any more.
+    Drained {
+        /// Requests that were served.
+        requests: usize,
+    },
+}
+
+/// Why a binding cannot be served, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reason {
+    /// The component's file cannot be read or stored.
+    Image,
+    /// The component cannot be compiled, or is refused.
+    Component,
+    /// The component needs more than its limits allow.
+    Limits,
+    /// There is no component of that name.
+    Unknown,
+    /// The port cannot be listened on.
+    Port,
+}

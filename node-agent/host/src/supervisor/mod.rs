@@ -1,0 +1,218 @@
+//! The supervisor: the first process. It is small and starts the other two.
+//!
+//! It holds every listener, so that the kernel keeps queueing connections while there is no worker; it starts the worker again
+//! at once when that dies, and hands it everything anew; it starts a compiler child when the worker asks for one. It reads
+//! nothing from the network.
+
+pub mod child;
+pub mod link;
+pub mod listen;
+pub mod message;
+
+use std::{
+    collections::BTreeMap,
+    os::fd::{AsFd, OwnedFd},
+    os::unix::net::UnixStream,
+    process::Child,
+    sync::mpsc::{Receiver, Sender, channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use pillion_protocol::{component::ComponentSpec, name::Name};
+
+use self::{
+    link::{Incoming, Link},
+    message::{Binding, Event, FromWorker, Settings, ToWorker},
+};
+
+/// A worker that lived for less than this is not started again at once, but after as long a pause.
+const CRASH_LOOP: Duration = Duration::from_secs(1);
+
+/// What the supervisor reacts to.
+pub enum Input {
+    /// The worker said something; the number says which worker.
+    Worker(u32, Incoming<FromWorker>),
+    /// The link to the worker is gone: it is dead or dying.
+    WorkerGone(u32),
+    /// A compiler child ended.
+    Compiled(u32, u64, Result<crate::compiler::facts::Facts, String>),
+    /// A component is new or has changed.
+    Component(Name, Box<ComponentSpec>),
+    /// The user, or Kubernetes, asks us to end.
+    Terminate,
+}
+
+/// What the worker needs to know; told again to each new one.
+pub struct Desired {
+    /// How it works.
+    pub settings: Settings,
+    /// Components by name.
+    pub components: BTreeMap<Name, ComponentSpec>,
+    /// Bindings with the listeners of each.
+    pub bindings: Vec<(Binding, Vec<OwnedFd>)>,
+}
+
+/// The supervisor's state.
+pub struct Supervisor {
+    desired: Desired,
+    inputs: (Sender<Input>, Receiver<Input>),
+    worker: Option<Worker>,
+    /// The number of the current worker: 0 for the first.
+    generation: u32,
+    terminating: bool,
+}
+
+struct Worker {
+    process: Child,
+    link: Link,
+    started: Instant,
+}
+
+impl Supervisor {
+    /// A supervisor for what is desired. Nothing is started yet.
+    pub fn new(desired: Desired) -> Self {
+        Self { desired, inputs: channel(), worker: None, generation: 0, terminating: false }
+    }
+
+    /// Where to send what it should react to.
+    pub fn inputs(&self) -> Sender<Input> {
+        self.inputs.0.clone()
+    }
+
+    /// Runs until the worker has drained; tells `report` what happens.
+    ///
+    /// # Errors
+    ///
+    /// A worker that cannot be started at all.
+    pub fn run(mut self, mut report: impl FnMut(Event)) -> anyhow::Result<()> {
+        self.start_worker(&mut report)?;
+        loop {
+            match self.inputs.1.recv()? {
+                Input::Worker(generation, incoming) if generation == self.generation => match incoming.message {
+                    FromWorker::Compile { id } => self.compile(id, incoming.descriptors),
+                    FromWorker::Event(event) => {
+                        let drained = matches!(event, Event::Drained { .. });
+                        report(event);
+                        if drained {
+                            return self.end_worker();
+                        }
+                    }
+                },
+                Input::Compiled(generation, id, result) if generation == self.generation => {
+                    self.tell(&ToWorker::Compiled { id, result });
+                }
+                // Of a worker that is gone.
+                Input::Worker(..) | Input::Compiled(..) => {}
+                Input::WorkerGone(generation) if generation == self.generation => {
+                    if self.bury_worker() {
+                        return Ok(());
+                    }
+                    self.generation += 1;
+                    self.start_worker(&mut report)?;
+                }
+                Input::WorkerGone(_) => {}
+                Input::Component(name, spec) => {
+                    self.tell(&ToWorker::Component { name: name.clone(), spec: spec.clone() });
+                    self.desired.components.insert(name, *spec);
+                }
+                Input::Terminate if self.terminating => {
+                    // Asked twice: at once.
+                    return self.end_worker();
+                }
+                Input::Terminate => {
+                    self.terminating = true;
+                    self.tell(&ToWorker::Drain);
+                }
+            }
+        }
+    }
+
+    fn start_worker(&mut self, report: &mut impl FnMut(Event)) -> anyhow::Result<()> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let process = child::worker(theirs)?;
+        report(Event::Worker { pid: process.id(), restarts: self.generation });
+        let link = Link::new(ours);
+        self.read_from(link.try_clone()?)?;
+        self.worker = Some(Worker { process, link, started: Instant::now() });
+        self.tell_everything();
+        Ok(())
+    }
+
+    /// Reads what the worker says on a thread of its own, so that neither side ever waits for the other to read.
+    fn read_from(&self, mut link: Link) -> std::io::Result<()> {
+        let (inputs, generation) = (self.inputs(), self.generation);
+        thread::Builder::new().name("from-worker".into()).spawn(move || {
+            while let Ok(incoming) = link.receive() {
+                if inputs.send(Input::Worker(generation, incoming)).is_err() {
+                    return;
+                }
+            }
+            _ = inputs.send(Input::WorkerGone(generation));
+        })?;
+        Ok(())
+    }
+
+    fn tell_everything(&self) {
+        let Desired { settings, components, bindings } = &self.desired;
+        self.tell(&ToWorker::Settings(settings.clone()));
+        for (name, spec) in components {
+            self.tell(&ToWorker::Component { name: name.clone(), spec: Box::new(spec.clone()) });
+        }
+        for (binding, listeners) in bindings {
+            let descriptors: Vec<_> = listeners.iter().map(AsFd::as_fd).collect();
+            self.tell_with(&ToWorker::Bind(binding.clone()), &descriptors);
+        }
+        self.tell(&ToWorker::Complete);
+    }
+
+    fn tell(&self, message: &ToWorker) {
+        self.tell_with(message, &[]);
+    }
+
+    /// A worker that cannot be told is dying: its end comes as an input, and the next one is told everything.
+    fn tell_with(&self, message: &ToWorker, descriptors: &[std::os::fd::BorrowedFd<'_>]) {
+        if let Some(worker) = &self.worker
+            && let Err(error) = worker.link.send(message, descriptors)
+        {
+            tracing::debug!(%error, "the worker cannot be told");
+        }
+    }
+
+    fn compile(&self, id: u64, descriptors: Vec<OwnedFd>) {
+        let (inputs, generation) = (self.inputs(), self.generation);
+        let compile = move || {
+            let result = child::compile(descriptors);
+            _ = inputs.send(Input::Compiled(generation, id, result));
+        };
+        if let Err(error) = thread::Builder::new().name("compile".into()).spawn(compile) {
+            let reason = format!("a thread for the compiler cannot be started: {error}");
+            _ = self.inputs.0.send(Input::Compiled(self.generation, id, Err(reason)));
+        }
+    }
+
+    /// Takes note of a worker's death; true if that was to be.
+    fn bury_worker(&mut self) -> bool {
+        let Some(mut worker) = self.worker.take() else { return self.terminating };
+        // Its end of the link is closed: if it is not dead it is of no use.
+        _ = worker.process.kill();
+        let status = worker.process.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
+        if self.terminating {
+            return true;
+        }
+        tracing::error!(%status, pid = worker.process.id(), "the worker died; the next one starts");
+        let lived = worker.started.elapsed();
+        if lived < CRASH_LOOP && self.generation > 2 {
+            thread::sleep(CRASH_LOOP.saturating_sub(lived));
+        }
+        false
+    }
+
+    fn end_worker(&mut self) -> anyhow::Result<()> {
+        if let Some(mut worker) = self.worker.take() {
+            worker.process.kill()?;
+            worker.process.wait()?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,237 @@
+//! The worker: the process that runs every guest. It enters no namespace, executes no program, and needs no capability.
+//!
+//! Three kinds of threads: the *front* serves connections and starts guests, the *back* runs guests that take long (see
+//! [`crate::scheduler`]), and one thread does everything else here, on a runtime that no guest can starve: it talks with the
+//! supervisor, prepares components, and tells endpoints what to serve.
+
+mod prepare;
+mod registry;
+
+use std::{
+    collections::VecDeque,
+    net::TcpListener,
+    os::{fd::AsFd, unix::net::UnixStream},
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use pillion_protocol::name::Name;
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::{Semaphore, mpsc, watch},
+    task::JoinSet,
+};
+
+use self::{
+    prepare::{LookedUp, Preparation, Prepared, Preparer, Unprepared},
+    registry::Registry,
+};
+use crate::{
+    endpoint::{Endpoint, InFlight, Shared},
+    engine::{Engines, cache::Cache, settings::Capacity},
+    scheduler::{
+        Scheduler,
+        budget::{InstanceBudget, MemoryBudget, node_memory},
+        cores,
+    },
+    store::Library,
+    supervisor::{
+        link::{Incoming, Link},
+        message::{Event, FromWorker, Settings, ToWorker},
+    },
+};
+
+/// Descriptors that connections never take: for listeners that are still to come, files, and loaded components.
+const DESCRIPTOR_RESERVE: u64 = 256;
+
+/// The worker's main function; its standard input is the link to its supervisor. Ends when the supervisor does.
+///
+/// # Errors
+///
+/// A machine on which it cannot run: the reason is logged, and the supervisor starts the next worker.
+pub fn main() -> anyhow::Result<()> {
+    let descriptors = raise_descriptor_limit();
+    let mut link = Link::new(UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?));
+    let ToWorker::Settings(settings) = link.receive()?.message else {
+        anyhow::bail!("the supervisor's first message is not the settings");
+    };
+    settings.log.start();
+    let control = Builder::new_current_thread().thread_name("control").enable_all().max_blocking_threads(8).build()?;
+    let worker = Worker::new(settings, link.try_clone()?, descriptors)?;
+    let (messages, inbox) = mpsc::unbounded_channel();
+    thread::Builder::new().name("from-supervisor".into()).spawn(move || {
+        while let Ok(incoming) = link.receive() {
+            if messages.send(incoming).is_err() {
+                return;
+            }
+        }
+    })?;
+    control.block_on(worker.run(inbox))
+}
+
+/// Raises the soft limit on descriptors to the hard one, and gives it.
+fn raise_descriptor_limit() -> u64 {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    getrlimit(Resource::Nofile).current.unwrap_or(1 << 20)
+}
+
+struct Worker {
+    settings: Settings,
+    front: Runtime,
+    shared: Arc<Shared>,
+    draining: watch::Sender<bool>,
+    broken: mpsc::UnboundedReceiver<Name>,
+    preparer: Arc<Preparer>,
+    registry: Registry,
+    /// Components to look up, and to compile: so many at once, the rest waits here. What takes long never holds up what does not.
+    to_look_up: VecDeque<Preparation>,
+    to_compile: VecDeque<Unprepared>,
+    looking_up: JoinSet<LookedUp>,
+    compiling: JoinSet<Prepared>,
+    /// The supervisor has told everything.
+    complete: bool,
+}
+
+impl Worker {
+    fn new(settings: Settings, link: Link, descriptors: u64) -> anyhow::Result<Self> {
+        let capacity = Capacity::of_this_process();
+        let memory = settings.memory.map_or_else(node_memory, |memory| memory.get());
+        let library = Library::open(&settings.store)?;
+        let front = Builder::new_multi_thread().worker_threads(cores()).thread_name("front").enable_all().build()?;
+        let engines = Arc::new(Engines::new(capacity));
+        let ticked = Arc::clone(&engines);
+        let scheduler = Scheduler::new(front.handle().clone(), move || ticked.tick())?;
+        let (draining, drain) = watch::channel(false);
+        let (broken_sender, broken) = mpsc::unbounded_channel();
+        let connections = descriptors.saturating_sub(DESCRIPTOR_RESERVE + u64::from(capacity.loaded)).max(64);
+        tracing::info!(
+            store = %settings.store.display(), cores = cores(), memory, descriptors, connections,
+            instances = capacity.instances, loaded = capacity.loaded, "the worker starts"
+        );
+        let shared = Arc::new(Shared {
+            scheduler: Arc::new(scheduler),
+            cache: Cache::new(engines, capacity.loaded),
+            memory: MemoryBudget::new(memory),
+            instances: InstanceBudget::new(capacity.instances),
+            connections: Arc::new(Semaphore::new(usize::try_from(connections)?)),
+            draining: drain,
+            in_flight: InFlight::default(),
+            broken: broken_sender,
+        });
+        Ok(Self {
+            settings,
+            front,
+            shared,
+            draining,
+            broken,
+            preparer: Arc::new(Preparer::new(library, link)),
+            registry: Registry::default(),
+            to_look_up: VecDeque::new(),
+            to_compile: VecDeque::new(),
+            looking_up: JoinSet::new(),
+            compiling: JoinSet::new(),
+            complete: false,
+        })
+    }
+
+    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Incoming<ToWorker>>) -> anyhow::Result<()> {
+        loop {
+            self.start_preparations();
+            self.report_when_decided();
+            tokio::select! {
+                biased;
+                incoming = inbox.recv() => match incoming {
+                    // The supervisor is gone, and with it whoever would have told us to end.
+                    None => return Ok(()),
+                    Some(Incoming { message: ToWorker::Drain, .. }) => {
+                        self.drain().await;
+                        // Our end is the supervisor's to make: it may still be reading.
+                        while inbox.recv().await.is_some() {}
+                        return Ok(());
+                    }
+                    Some(incoming) => self.receive(incoming),
+                },
+                Some(looked_up) = self.looking_up.join_next() => match looked_up? {
+                    LookedUp::Prepared(prepared) => self.prepared(prepared),
+                    LookedUp::Uncompiled(unprepared) => self.to_compile.push_back(unprepared),
+                },
+                Some(prepared) = self.compiling.join_next() => self.prepared(prepared?),
+                Some(name) = self.broken.recv() => self.to_look_up.extend(self.registry.prepare_again(&name)),
+            }
+        }
+    }
+
+    fn receive(&mut self, incoming: Incoming<ToWorker>) {
+        match incoming.message {
+            ToWorker::Component { name, spec } => self.to_look_up.extend(self.registry.want(name, *spec)),
+            ToWorker::Bind(binding) => {
+                let state = self.registry.bind(binding.clone());
+                let endpoint =
+                    Endpoint::new(binding.name, binding.component, binding.port, state, Arc::clone(&self.shared));
+                let endpoint = Arc::new(endpoint);
+                let _front = self.front.enter();
+                for descriptor in incoming.descriptors {
+                    if let Err(error) = endpoint.listen(TcpListener::from(descriptor)) {
+                        tracing::error!(port = binding.port.get(), %error, "a listener cannot be served");
+                    }
+                }
+            }
+            ToWorker::Compiled { id, result } => self.preparer.compiled(id, result),
+            ToWorker::Complete => self.complete = true,
+            ToWorker::Settings(_) | ToWorker::Drain => {}
+        }
+    }
+
+    fn start_preparations(&mut self) {
+        while self.looking_up.len() < cores()
+            && let Some(preparation) = self.to_look_up.pop_front()
+        {
+            self.looking_up.spawn(Arc::clone(&self.preparer).look_up(preparation));
+        }
+        while self.compiling.len() < cores()
+            && let Some(unprepared) = self.to_compile.pop_front()
+        {
+            self.compiling.spawn(Arc::clone(&self.preparer).compile(unprepared));
+        }
+    }
+
+    fn prepared(&mut self, prepared: Prepared) {
+        for event in self.registry.decide(prepared) {
+            self.preparer.report(event);
+        }
+    }
+
+    /// Says once that every binding is decided.
+    fn report_when_decided(&mut self) {
+        if self.complete
+            && let Some((ready, failed)) = self.registry.all_decided()
+        {
+            self.complete = false;
+            self.preparer.report(Event::Serving { ready, failed });
+        }
+    }
+
+    /// Accepts nothing more and waits for what is in flight.
+    async fn drain(&self) {
+        _ = self.draining.send(true);
+        let deadline = Instant::now() + self.settings.drain_timeout.get();
+        while self.shared.in_flight.now() > 0 && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let cut = self.shared.in_flight.now();
+        if cut > 0 {
+            tracing::warn!(cut, "requests are cut short: they took longer than the time to drain");
+        }
+        self.preparer.report(Event::Drained { requests: self.shared.in_flight.total() });
+    }
+}
+
+impl Preparer {
+    /// Tells the supervisor.
+    fn report(&self, event: Event) {
+        self.send(&FromWorker::Event(event), &[]);
+    }
+}

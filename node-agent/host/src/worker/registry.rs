@@ -1,0 +1,165 @@
+//! What the worker knows: components, their states, the bindings of each. Decides, and does no IO.
+
+use std::{collections::HashMap, time::Instant};
+
+use pillion_protocol::{component::ComponentSpec, name::Name};
+use tokio::sync::watch;
+
+use super::prepare::{Failure, Outcome, Preparation, Prepared};
+use crate::{
+    endpoint::State,
+    supervisor::message::{Binding, Event},
+};
+
+/// The registry.
+#[derive(Default)]
+pub(super) struct Registry {
+    components: HashMap<Name, Known>,
+}
+
+struct Known {
+    state: watch::Sender<State>,
+    bindings: Vec<Binding>,
+    /// What is wanted; `None` for a component that was only bound so far.
+    wanted: Option<Wanted>,
+}
+
+struct Wanted {
+    spec: ComponentSpec,
+    generation: u64,
+}
+
+impl Known {
+    fn new(state: State) -> Self {
+        Self { state: watch::Sender::new(state), bindings: Vec::new(), wanted: None }
+    }
+}
+
+impl Registry {
+    /// A component is wanted like this. Even if its settings are the same, its file may have changed.
+    pub(super) fn want(&mut self, name: Name, spec: ComponentSpec) -> Option<Preparation> {
+        let known = self.components.entry(name.clone()).or_insert_with(|| Known::new(State::Preparing));
+        let generation = known.wanted.as_ref().map_or(0, |wanted| wanted.generation + 1);
+        if known.wanted.is_none() {
+            known.state.send_replace(State::Preparing);
+        }
+        known.wanted = Some(Wanted { spec: spec.clone(), generation });
+        Some(Preparation { name, spec, generation, began: Instant::now() })
+    }
+
+    /// A component's native code was found broken.
+    pub(super) fn prepare_again(&mut self, name: &Name) -> Option<Preparation> {
+        let spec = self.components.get(name)?.wanted.as_ref()?.spec.clone();
+        self.want(name.clone(), spec)
+    }
+
+    /// A binding; gives where its component's state is told.
+    pub(super) fn bind(&mut self, binding: Binding) -> watch::Receiver<State> {
+        let name = binding.component.clone();
+        let unknown = || Known::new(State::Failed(format!("there is no component {name:?}").into()));
+        let known = self.components.entry(name.clone()).or_insert_with(unknown);
+        known.bindings.push(binding);
+        known.state.subscribe()
+    }
+
+    /// Takes in what became of a preparation; gives what people want to know of it.
+    pub(super) fn decide(&mut self, prepared: Prepared) -> Vec<Event> {
+        let Prepared { preparation, result } = prepared;
+        let Some(known) = self.components.get(&preparation.name) else { return Vec::new() };
+        if known.wanted.as_ref().is_none_or(|wanted| wanted.generation != preparation.generation) {
+            // A newer one is on its way.
+            return Vec::new();
+        }
+        let now = known.state.borrow().clone();
+        if let (State::Ready(now), Ok(Outcome { version, compiled: false })) = (&now, &result)
+            && now.digest == version.digest
+            && now.spec == version.spec
+        {
+            return Vec::new();
+        }
+        let events = known.bindings.iter().map(|binding| event(binding, &preparation, &result)).collect();
+        match (now, result) {
+            (_, Ok(outcome)) => _ = known.state.send_replace(State::Ready(outcome.version)),
+            // What serves goes on serving: a broken new version does not take the old one's place.
+            (State::Ready(_), Err(_)) => {}
+            (_, Err(failure)) => _ = known.state.send_replace(State::Failed(failure.message.into())),
+        }
+        events
+    }
+
+    /// The numbers of bindings that are ready and that failed, if none is being prepared.
+    pub(super) fn all_decided(&self) -> Option<(usize, usize)> {
+        let (mut ready, mut failed) = (0, 0);
+        for known in self.components.values() {
+            match &*known.state.borrow() {
+                State::Preparing => return None,
+                State::Ready(_) => ready += known.bindings.len(),
+                State::Failed(_) => failed += known.bindings.len(),
+            }
+        }
+        Some((ready, failed))
+    }
+}
+
+fn event(binding: &Binding, preparation: &Preparation, result: &Result<Outcome, Failure>) -> Event {
+    let Binding { name, component, port } = binding.clone();
+    match result {
+        Ok(Outcome { version, compiled }) => Event::Ready {
+            component,
+            binding: name,
+            port,
+            urls: vec![format!("http://localhost:{port}")],
+            digest: version.digest,
+            compiled: *compiled,
+            seconds: preparation.began.elapsed().as_secs_f64(),
+        },
+        Err(Failure { reason, message }) => {
+            Event::Failed { component, binding: name, port, reason: *reason, message: message.clone() }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::supervisor::message::Reason;
+
+    fn binding(component: &str, port: u16) -> Binding {
+        let name: Name = component.parse().unwrap();
+        Binding { name: name.clone(), component: name, port: port.try_into().unwrap() }
+    }
+
+    fn spec() -> ComponentSpec {
+        ComponentSpec::new(pillion_protocol::component::Image::Path("/x.wasm".into()))
+    }
+
+    fn failed(preparation: &Preparation, message: &str) -> Prepared {
+        let result = Err(Failure { reason: Reason::Component, message: message.into() });
+        Prepared { preparation: preparation.clone(), result }
+    }
+
+    #[test]
+    fn a_binding_without_a_component_says_so_and_one_with_is_prepared() {
+        let mut registry = Registry::default();
+        let state = registry.bind(binding("a", 8080));
+        assert!(matches!(&*state.borrow(), State::Failed(why) if why.contains("\"a\"")));
+        let first = registry.want("a".parse().unwrap(), spec()).unwrap();
+        assert!(matches!(&*state.borrow(), State::Preparing));
+        assert_eq!(registry.all_decided(), None);
+        let events = registry.decide(failed(&first, "broken"));
+        assert!(matches!(&events[..], [Event::Failed { message, .. }] if message == "broken"));
+        assert!(matches!(&*state.borrow(), State::Failed(why) if &**why == "broken"));
+        assert_eq!(registry.all_decided(), Some((0, 1)));
+    }
+
+    #[test]
+    fn only_the_newest_preparation_counts() {
+        let mut registry = Registry::default();
+        let state = registry.bind(binding("a", 8080));
+        let first = registry.want("a".parse().unwrap(), spec()).unwrap();
+        let second = registry.want("a".parse().unwrap(), spec()).unwrap();
+        assert!(registry.decide(failed(&first, "old")).is_empty());
+        assert!(matches!(&*state.borrow(), State::Preparing));
+        assert_eq!(registry.decide(failed(&second, "new")).len(), 1);
+    }
+}
