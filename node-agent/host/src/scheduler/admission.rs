@@ -85,8 +85,9 @@ mod tests {
         let admission = Admission::new(1, 1);
         let _first = admission.admit().await.unwrap();
         {
-            let second = std::pin::pin!(admission.admit());
-            assert!(futures::poll!(second).is_pending());
+            let mut second = std::pin::pin!(admission.admit());
+            let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(second.as_mut().poll(cx))).await;
+            assert!(polled.is_pending());
         }
         assert_eq!(admission.waiting.load(Relaxed), 0);
     }

@@ -99,17 +99,19 @@ mod tests {
         let count = Arc::new(AtomicU32::new(0));
         let counted = Arc::clone(&count);
         let ticker = Ticker::start(move |_| _ = counted.fetch_add(1, Ordering::SeqCst)).unwrap();
-        let parked = || {
-            while !ticker.shared.parked.load(Ordering::SeqCst) {
-                thread::sleep(TICK)
+        let until = |reached: &dyn Fn() -> bool| {
+            let patience = Instant::now() + Duration::from_secs(20);
+            while !reached() {
+                assert!(Instant::now() < patience);
+                thread::sleep(TICK);
             }
         };
-        parked();
+        until(&|| ticker.shared.parked.load(Ordering::SeqCst));
         let before = count.load(Ordering::SeqCst);
         thread::sleep(20 * TICK);
         assert_eq!(count.load(Ordering::SeqCst), before);
         ticker.touch();
-        parked();
-        assert!(count.load(Ordering::SeqCst) > before + PARK_AFTER / 2);
+        until(&|| count.load(Ordering::SeqCst) > before + PARK_AFTER / 2);
+        until(&|| ticker.shared.parked.load(Ordering::SeqCst));
     }
 }
