@@ -127,9 +127,9 @@ impl Running {
     }
 
     /// The end of what it wrote to standard error.
-    pub fn last_errors(&mut self) -> String {
-        let mut text = Vec::new();
-        let read = self.errors.seek(SeekFrom::Start(0)).and_then(|_| self.errors.read_to_end(&mut text));
+    pub fn last_errors(&self) -> String {
+        let (mut text, mut errors) = (Vec::new(), &self.errors);
+        let read = errors.seek(SeekFrom::Start(0)).and_then(|_| errors.read_to_end(&mut text));
         match read {
             Err(error) => format!("(its standard error cannot be read: {error})"),
             Ok(_) => {

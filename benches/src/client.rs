@@ -147,7 +147,8 @@ mod tests {
         }
         let answer = Answer::parse(whole).unwrap().unwrap();
         assert_eq!((answer.status, answer.body.as_slice()), (200, b"hello\n".as_slice()));
-        let chunked = b"HTTP/1.1 504 X\r\npillion-error: cpu-limit\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n";
+        let chunked =
+            b"HTTP/1.1 504 X\r\npillion-error: cpu-limit\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n";
         let answer = Answer::parse(chunked).unwrap().unwrap();
         assert_eq!(answer.to_string(), "status 504 (cpu-limit)");
         assert!(Answer::parse(b"SSH-2.0\r\n\r\n").is_err());

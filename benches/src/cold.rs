@@ -78,22 +78,39 @@ pub fn run(setup: &Setup, arguments: &Arguments) -> anyhow::Result<Section> {
     pillion.check()?;
 
     let all: Vec<f64> = runs.iter().flat_map(|times| times.first.iter().copied()).collect();
-    let [p50, p99, max] = [percentile(&all, 0.5), percentile(&all, 0.99), largest(&all)].map(|value| Unit::Seconds.show(value));
+    let [p50, p99, max] =
+        [percentile(&all, 0.5), percentile(&all, 0.99), largest(&all)].map(|value| Unit::Seconds.show(value));
     let notes = vec![
-        format!("{count} distinct components ({:.1} GB of native code, in the page cache), a binding each", bytes as f64 / 1e9),
-        format!("loaded before the first request: {loaded_before}; at the end: {loaded_after}, since pillion bounds it"),
-        format!("a run is {} components: the first request to each, then the second to each, then the baseline", count.div_ceil(setup.runs)),
+        format!(
+            "{count} distinct components ({:.1} GB of native code, in the page cache), a binding each",
+            bytes as f64 / 1e9
+        ),
+        format!(
+            "loaded before the first request: {loaded_before}; at the end: {loaded_after}, since pillion bounds it"
+        ),
+        format!(
+            "a run is {} components: the first request to each, then the second to each, then the baseline",
+            count.div_ceil(setup.runs)
+        ),
         format!("all first requests together: p50 {p50}, p99 {p99}, max {max}"),
         "server's side: less the median that the same client needs for a request to the plain hyper server".into(),
     ];
-    Ok(Section { title: "cold: the first request to a component that is not loaded".into(), notes, rows: rows(setup, count, &runs) })
+    Ok(Section {
+        title: "cold: the first request to a component that is not loaded".into(),
+        notes,
+        rows: rows(setup, count, &runs),
+    })
 }
 
 fn ask(pillion: &Pillion, number: usize) -> anyhow::Result<f64> {
     let name = prime::name(number);
     let timed = client::ask(pillion.port(&name)?, "/", SETTLE).with_context(|| name.clone())?;
     let (answer, expected) = (timed.answer, prime::answer(number));
-    ensure!(answer.status == 200 && answer.body == expected, "{name}: {answer}, {:?}", String::from_utf8_lossy(&answer.body));
+    ensure!(
+        answer.status == 200 && answer.body == expected,
+        "{name}: {answer}, {:?}",
+        String::from_utf8_lossy(&answer.body)
+    );
     Ok(timed.first_byte.as_secs_f64())
 }
 

@@ -1,8 +1,8 @@
 //! Many requests at once, on one thread: held for as long as the crowd lives, or sent again whenever they end.
 
 use std::{
-    collections::{BTreeMap, BinaryHeap},
     cmp::Reverse,
+    collections::{BTreeMap, BinaryHeap},
     io::{ErrorKind, Write},
     net::TcpStream,
     os::fd::OwnedFd,
@@ -205,7 +205,7 @@ impl Gathering {
         let Some(member) = self.members.get_mut(index) else { return };
         let Some(stream) = &mut member.stream else { return };
         let received = receive(stream, &mut member.read);
-        let ended = match received {
+        let ended = match &received {
             Err(error) if error.kind() == ErrorKind::WouldBlock => return,
             // An idle connection that the server closes: the next request opens another.
             Ok(false) if member.read.is_empty() && self.due.iter().any(|Reverse((_, due))| *due == index) => None,
@@ -243,7 +243,8 @@ mod tests {
             for stream in listener.incoming() {
                 let mut stream = stream.unwrap();
                 thread::spawn(move || {
-                    while stream.read(&mut [0; 4096]).is_ok_and(|count| count > 0) && stream.write_all(answer).is_ok() {}
+                    while stream.read(&mut [0; 4096]).is_ok_and(|count| count > 0) && stream.write_all(answer).is_ok() {
+                    }
                 });
             }
         });

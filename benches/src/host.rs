@@ -22,9 +22,6 @@ const START: Duration = Duration::from_secs(120);
 /// How long ten thousand bindings may take.
 const START_MANY: Duration = Duration::from_secs(900);
 
-/// The first port for bindings: below those that the kernel gives to clients, so that no client takes one.
-const FIRST_PORT: u16 = 10_000;
-
 /// A component for `pillion run`.
 #[derive(Clone, Debug)]
 pub struct Component {
@@ -102,7 +99,7 @@ impl Pillion {
         write_catalog(&file, components).with_context(|| file.display().to_string())?;
         let mut command = on_core(core, &setup.pillion);
         command.args(["run", "-o", "json", "--address", "127.0.0.1", "--store"]).arg(store);
-        command.arg("--port").arg(FIRST_PORT.to_string()).arg("-f").arg(&file);
+        command.arg("-f").arg(&file);
         let mut running = Running::start("pillion run", &mut command)?;
         let stdout = running.stdout().context("pillion run has no standard output")?;
         let (sender, events) = channel();

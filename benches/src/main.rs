@@ -82,16 +82,16 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     child::end_all_on_signals().context("signals cannot be handled")?;
     let setup = Setup::new(&arguments.setup)?;
     let mut report = Report::new(&setup);
-    match arguments.bench {
-        Bench::Throughput(arguments) => report.add(throughput::run(&setup, &arguments)?),
-        Bench::Cold(arguments) => report.add(cold::run(&setup, &arguments)?),
-        Bench::Memory(arguments) => report.add(memory::run(&setup, &arguments)?),
-        Bench::Neighbour(arguments) => report.add(neighbour::run(&setup, &arguments)?),
+    match &arguments.bench {
+        Bench::Throughput(arguments) => report.add("throughput", throughput::run(&setup, arguments)),
+        Bench::Cold(arguments) => report.add("cold", cold::run(&setup, arguments)),
+        Bench::Memory(arguments) => report.add("memory", memory::run(&setup, arguments)),
+        Bench::Neighbour(arguments) => report.add("neighbour", neighbour::run(&setup, arguments)),
         Bench::All => {
-            report.add(throughput::run(&setup, &throughput::Arguments::default())?);
-            report.add(cold::run(&setup, &cold::Arguments::default())?);
-            report.add(memory::run(&setup, &memory::Arguments::default())?);
-            report.add(neighbour::run(&setup, &neighbour::Arguments::default())?);
+            report.add("throughput", throughput::run(&setup, &throughput::Arguments::default()));
+            report.add("cold", cold::run(&setup, &cold::Arguments::default()));
+            report.add("memory", memory::run(&setup, &memory::Arguments::default()));
+            report.add("neighbour", neighbour::run(&setup, &neighbour::Arguments::default()));
         }
         Bench::Prime(arguments) => {
             prime::prepare(&setup, arguments.components(&setup))?;
@@ -100,5 +100,6 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Bench::HyperHello(_) => {}
     }
     report.print(&setup)?;
-    Ok(if setup.strict && report.missed() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    let failed = report.failed() || setup.strict && report.missed();
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

@@ -1,6 +1,10 @@
 //! Memory: of bindings at rest, of components that are loaded, of requests in flight. PSS of supervisor and worker together.
 
-use std::{net::TcpListener, thread, time::{Duration, Instant}};
+use std::{
+    net::TcpListener,
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, ensure};
 use clap::Args;
@@ -93,9 +97,12 @@ pub fn run(setup: &Setup, arguments: &Arguments) -> anyhow::Result<Section> {
     let sidecar = setup.busybox.as_ref().map_or("the plain hyper server, as there is no busybox", |_| "busybox httpd");
     let notes = vec![
         "PSS of supervisor and worker; page tables and the kernel's socket memory are apart, and in no PSS".into(),
-        format!("a sidecar process: {sidecar}, the mean of {SIDECARS} that share their program; its kernel memory is not counted"),
+        format!(
+            "a sidecar process: {sidecar}, the mean of {SIDECARS} that share their program; its kernel memory is not counted"
+        ),
         "kernel memory: the machine's SUnreclaim from before the start, so others on this machine disturb it".into(),
-        "a loaded component's PSS holds clean pages of its file, which the kernel can drop; anonymous memory it cannot".into(),
+        "a loaded component's PSS holds clean pages of its file, which the kernel can drop; anonymous memory it cannot"
+            .into(),
     ];
     let title = "memory: bindings at rest, loaded components, requests in flight".to_owned();
     Ok(Section { title, notes, rows: rows(setup, sidecar, &counts, &samples) })
@@ -171,7 +178,8 @@ fn sidecar(setup: &Setup) -> anyhow::Result<f64> {
         None => Server::hyper(None),
     };
     let servers: Vec<Server> = (0..SIDECARS).map(|_| start()).collect::<anyhow::Result<_>>()?;
-    let sum: f64 = servers.iter().map(|server| server.memory().map(|memory| memory.pss)).sum::<anyhow::Result<f64>>()?;
+    let sum: f64 =
+        servers.iter().map(|server| server.memory().map(|memory| memory.pss)).sum::<anyhow::Result<f64>>()?;
     Ok(sum / SIDECARS as f64)
 }
 
@@ -227,6 +235,7 @@ fn rows(setup: &Setup, sidecar: &str, counts: &Counts, samples: &[Sample]) -> Ve
         each("each loaded component, PSS", &|sample| sample.loaded.pss),
         each("each request in flight, PSS", &|sample| sample.held.pss),
         each("each request in flight, page tables", &|sample| sample.held.page_tables),
-        each("each request in flight, both", &|sample| sample.held.pss + sample.held.page_tables).aim(Target::AtMost(75e3)),
+        each("each request in flight, both", &|sample| sample.held.pss + sample.held.page_tables)
+            .aim(Target::AtMost(75e3)),
     ]
 }

@@ -81,7 +81,8 @@ pub fn run(setup: &Setup, arguments: &Arguments) -> anyhow::Result<Section> {
     let rate = arguments.rate.unwrap_or(500);
     let seconds = arguments.seconds.unwrap_or(setup.either(10, 1));
     let each = arguments.each.unwrap_or(setup.either(200, 20));
-    let spinning = if arguments.spinning.is_empty() { setup.either(vec![8, 100], vec![8]) } else { arguments.spinning.clone() };
+    let spinning =
+        if arguments.spinning.is_empty() { setup.either(vec![8, 100], vec![8]) } else { arguments.spinning.clone() };
     ensure!(rate > 0 && seconds > 0 && each > 0, "--rate, --seconds and --each must be more than 0");
     let most = spinning.iter().copied().max().unwrap_or(1).max(200);
     raise_open_files();
@@ -116,8 +117,9 @@ fn components(setup: &Setup, spinning: usize, each: usize) -> anyhow::Result<Vec
         Component::new("victim", setup.guest("hello-wasip2")?),
         Component::new("spinning", faults.clone()).limits(endless),
     ];
-    components
-        .extend(FAULTS.map(|fault| Component::new(fault, faults.clone()).limits(json!({"concurrency": each.max(100)}))));
+    components.extend(
+        FAULTS.map(|fault| Component::new(fault, faults.clone()).limits(json!({"concurrency": each.max(100)}))),
+    );
     Ok(components)
 }
 
@@ -196,7 +198,10 @@ fn notes(rate: u32, seconds: u64, conditions: &[Neighbours], samples: &[Vec<Samp
     for (neighbours, samples) in conditions.iter().zip(samples) {
         let middle = |value: fn(&Sample) -> f64| median(&samples.iter().map(value).collect::<Vec<_>>());
         let (cores, delay) = (middle(|sample| sample.cores), Unit::Seconds.show(middle(|sample| sample.delay)));
-        notes.push(format!("{}: pillion used {cores:.2} cores; the client itself was late by p99 {delay}", neighbours.name()));
+        notes.push(format!(
+            "{}: pillion used {cores:.2} cores; the client itself was late by p99 {delay}",
+            neighbours.name()
+        ));
         let mut ended = Tally::new();
         for (how, count) in samples.iter().flat_map(|sample| &sample.tally) {
             *ended.entry(how.clone()).or_default() += count;
@@ -212,14 +217,22 @@ fn notes(rate: u32, seconds: u64, conditions: &[Neighbours], samples: &[Vec<Samp
 fn rows(command: &str, conditions: &[Neighbours], samples: &[Vec<Sample>]) -> Vec<Row> {
     let mut all = conditions.iter().zip(samples);
     let Some((_, alone)) = all.next() else { return Vec::new() };
-    let series = |name: &str, samples: &[Sample], value: fn(&Sample) -> f64| Series::new(name, samples.iter().map(value).collect());
+    let series = |name: &str, samples: &[Sample], value: fn(&Sample) -> f64| {
+        Series::new(name, samples.iter().map(value).collect())
+    };
     let figures: [(&str, fn(&Sample) -> f64); 3] =
         [("p50", |sample| sample.p50), ("p99", |sample| sample.p99), ("max", |sample| sample.max)];
     let mut rows = Vec::new();
     for (neighbours, samples) in all {
         for (figure, value) in figures {
             let (measured, alone) = (series("pillion run", samples, value), series("pillion run, alone", alone, value));
-            let row = Row::new(format!("{}, {figure}", neighbours.name()), Unit::Seconds, &measured, &alone, command.to_owned());
+            let row = Row::new(
+                format!("{}, {figure}", neighbours.name()),
+                Unit::Seconds,
+                &measured,
+                &alone,
+                command.to_owned(),
+            );
             let most = 2.0 * alone.median + 1e-3;
             rows.push(if figure == "p99" { row.aim(Target::AtMost(most)) } else { row });
         }

@@ -57,7 +57,12 @@ pub fn prepare(setup: &Setup, count: usize) -> anyhow::Result<Primed> {
 impl Primed {
     /// The first `count` components, bound under their files' names.
     pub fn components(&self, count: usize) -> Vec<Component> {
-        self.files.iter().take(count).enumerate().map(|(number, file)| Component::new(&name(number), file.clone())).collect()
+        self.files
+            .iter()
+            .take(count)
+            .enumerate()
+            .map(|(number, file)| Component::new(&name(number), file.clone()))
+            .collect()
     }
 
     /// Reads all native code once, so that it is in the page cache.
@@ -96,7 +101,8 @@ fn write_components(setup: &Setup, directory: &Path, files: &[PathBuf]) -> anyho
             continue;
         }
         let unfinished = file.with_extension("unfinished");
-        fs::write(&unfinished, &component).and_then(|()| fs::rename(&unfinished, file))
+        fs::write(&unfinished, &component)
+            .and_then(|()| fs::rename(&unfinished, file))
             .with_context(|| file.display().to_string())?;
     }
     Ok(())

@@ -17,6 +17,8 @@ pub struct Report {
     machine: proc::Machine,
     programs: Vec<String>,
     sections: Vec<Section>,
+    /// Benches that could not be done, and why.
+    failures: Vec<String>,
 }
 
 /// One bench.
@@ -76,11 +78,6 @@ impl Series {
     /// What was measured under `name`, run by run.
     pub fn new(name: impl Into<String>, runs: Vec<f64>) -> Self {
         Self { name: name.into(), median: median(&runs), runs }
-    }
-
-    /// The same, each value changed by `change`.
-    pub fn map(&self, name: impl Into<String>, change: impl Fn(f64) -> f64) -> Self {
-        Self::new(name, self.runs.iter().copied().map(change).collect())
     }
 
     /// This less `other`, run by run.
@@ -160,12 +157,23 @@ impl Report {
     /// An empty report about this machine.
     pub fn new(setup: &Setup) -> Self {
         let programs = [&setup.pillion, &setup.wasmtime].map(|program| crate::child::version(program));
-        Self { machine: proc::Machine::read(), programs: programs.into(), sections: Vec::new() }
+        Self { machine: proc::Machine::read(), programs: programs.into(), sections: Vec::new(), failures: Vec::new() }
     }
 
-    /// Adds a bench.
-    pub fn add(&mut self, section: Section) {
-        self.sections.push(section);
+    /// Adds a bench. One that failed is kept as a failure, so that what was measured before it is not lost.
+    pub fn add(&mut self, bench: &str, section: anyhow::Result<Section>) {
+        match section {
+            Ok(section) => self.sections.push(section),
+            Err(error) => {
+                eprintln!("pillion-bench: {bench}: {error:#}");
+                self.failures.push(format!("{bench}: {error:#}"));
+            }
+        }
+    }
+
+    /// Whether a bench could not be done.
+    pub fn failed(&self) -> bool {
+        !self.failures.is_empty()
     }
 
     /// Whether a figure misses what it must reach.
@@ -205,6 +213,9 @@ impl Report {
             }
             text += &columns(&section.rows);
         }
+        for failure in &self.failures {
+            text += &format!("\nFAILED {failure}\n");
+        }
         text
     }
 }
@@ -220,8 +231,12 @@ fn columns(rows: &[Row]) -> String {
     }
     let mut text = String::new();
     for line in &lines {
-        let cells: Vec<String> =
-            line.iter().zip(widths).filter(|(_, width)| *width > 0).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let cells: Vec<String> = line
+            .iter()
+            .zip(widths)
+            .filter(|(_, width)| *width > 0)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
         text += cells.join("  ").trim_end();
         text.push('\n');
     }

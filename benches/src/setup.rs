@@ -92,8 +92,7 @@ impl Setup {
             "{}: no such program. Build it with `cargo build --release -p pillion-host`, or name it with --pillion",
             pillion.display()
         );
-        let wasmtime =
-            arguments.wasmtime.clone().unwrap_or_else(|| cache.join("tools/wasmtime-48.0.8/bin/wasmtime"));
+        let wasmtime = arguments.wasmtime.clone().unwrap_or_else(|| cache.join("tools/wasmtime-48.0.8/bin/wasmtime"));
         let busybox = arguments.busybox.clone().or_else(|| in_path("busybox"));
         Ok(Self {
             pillion: absolute(&pillion)?,
@@ -175,7 +174,8 @@ pub fn raise_open_files() -> u64 {
 
 fn released_pillion() -> anyhow::Result<PathBuf> {
     let this = std::env::current_exe().context("this program's own path cannot be read")?;
-    let target = this.parent().and_then(Path::parent).context("this program is in no target directory: use --pillion")?;
+    let target =
+        this.parent().and_then(Path::parent).context("this program is in no target directory: use --pillion")?;
     Ok(target.join("release/pillion"))
 }
 

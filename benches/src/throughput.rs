@@ -146,7 +146,10 @@ impl Case {
     fn rows(&self, setup: &Setup, samples: &[Vec<Sample>]) -> Vec<Row> {
         let series = |index: usize, value: fn(&Sample) -> f64| {
             let runs = samples.get(index).map(|samples| samples.iter().map(value).collect());
-            Series::new(self.servers.get(index).map(|server| server.name()).unwrap_or_default(), runs.unwrap_or_default())
+            Series::new(
+                self.servers.get(index).map(|server| server.name()).unwrap_or_default(),
+                runs.unwrap_or_default(),
+            )
         };
         let reproduce = setup.command(&format!("throughput --guest {}", self.guest));
         let mut rows = Vec::new();
@@ -261,7 +264,8 @@ impl Asked {
 mod tests {
     use super::*;
 
-    const SAID: &str = "  1 threads and 16 connections\n  92384 requests in 3.10s, 11.72MB read\nRequests/sec:  29801.28\n";
+    const SAID: &str =
+        "  1 threads and 16 connections\n  92384 requests in 3.10s, 11.72MB read\nRequests/sec:  29801.28\n";
 
     #[test]
     fn what_wrk_says_is_understood_and_errors_are_errors() {

@@ -1,1 +1,41 @@
-//! Fixtures.
+//! Fixtures for the tests in `tests/`, which run the real program, `pillion`, with real components and call it over real sockets.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`client`] | callers: HTTP/1.1 and HTTP/2, from hyper |
+//! | [`component`] | components, as YAML |
+//! | [`host`] | the program, running: its events, its log, its processes |
+//! | [`pattern`] | long bodies that are checked without being held |
+//! | [`place`] | guests, stores, ports |
+//! | [`process`] | what `/proc` says of a process |
+//! | [`program`] | the program, run to its end |
+//! | [`raw`] | a caller that says exactly what it is told, for what no client library would say |
+//! | [`upstream`] | a server that guests call |
+//! | [`wait`] | waiting for something with an end |
+//!
+//! Every fixture returns errors; tests end at the first one with `?`. What is started is ended when it is dropped, also when a
+//! test panics.
+
+#![forbid(unsafe_code)]
+
+pub mod client;
+pub mod component;
+pub mod host;
+pub mod pattern;
+pub mod place;
+pub mod process;
+pub mod program;
+pub mod raw;
+pub mod upstream;
+pub mod wait;
+
+pub use self::{
+    client::{Answer, Connection, Protocol, get},
+    component::Component,
+    host::Host,
+    raw::Raw,
+    wait::{eventually, wait_until},
+};
+
+/// The faults guests: every behaviour in both generations of `wasi:http`.
+pub const FAULTS: [&str; 2] = ["faults-p2", "faults-p3"];

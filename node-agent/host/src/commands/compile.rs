@@ -52,7 +52,7 @@ fn compile<'a>(library: &Library, file: &'a Path) -> anyhow::Result<Compiled<'a>
             library.finish(&artifact, job, facts)?
         }
     };
-    let (world, native_bytes) = (native.facts.world, native.size);
+    let (world, native_bytes) = (native.world, native.size);
     Ok(Compiled {
         file,
         digest: artifact.digest,

@@ -89,7 +89,7 @@ impl Cache {
 }
 
 fn load(engines: &Engines, native: &NativeCode) -> Result<Arc<Loaded>, CacheError> {
-    Ok(Arc::new(engines.load(native.facts.world, &native.open()?, native.size)?))
+    Ok(Arc::new(engines.load(native.world, &native.open()?, native.size)?))
 }
 
 #[cfg(test)]

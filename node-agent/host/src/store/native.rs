@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::{StoreError, failed};
-use crate::compiler::facts::Facts;
+use crate::{compiler::facts::Facts, engine::settings::World};
 
 /// Native code of one kind.
 #[derive(Debug)]
@@ -24,8 +24,10 @@ pub struct Native {
 /// What is known of one component's native code.
 #[derive(Debug)]
 pub struct NativeCode {
-    /// What the compiler found out about the component.
-    pub facts: Facts,
+    /// The engine it is for.
+    pub world: World,
+    /// The least memory of one instance, in bytes.
+    pub memory_minimum: u64,
     /// The native code's size in bytes.
     pub size: u64,
     digest: Digest,
@@ -133,7 +135,9 @@ impl Native {
 
     fn code(&self, manifest: Manifest) -> NativeCode {
         let Manifest { native, size, facts } = manifest;
-        NativeCode { facts, size, digest: native, path: self.code_path(native), checked: Mutex::new(None) }
+        // The names of imports and exports are for people who inspect: ten thousand components have too many to keep.
+        let Facts { world, memory_minimum, .. } = facts;
+        NativeCode { world, memory_minimum, size, digest: native, path: self.code_path(native), checked: Mutex::new(None) }
     }
 
     fn manifest(&self, component: Digest) -> PathBuf {
@@ -198,7 +202,7 @@ fn digest_of(file: File) -> io::Result<(Digest, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{engine::settings::World, store::Store};
+    use crate::store::Store;
 
     fn facts() -> Facts {
         Facts { world: World::P2, imports: Vec::new(), exports: Vec::new(), memory_minimum: 0 }
@@ -219,7 +223,7 @@ mod tests {
     fn native_code_is_found_again() {
         let (_dir, native, component) = native_with(b"code");
         let code = native.find(component).unwrap();
-        assert_eq!((code.size, &code.facts), (4, &facts()));
+        assert_eq!((code.size, code.world, code.memory_minimum), (4, World::P2, 0));
         code.open().unwrap();
         assert!(native.find(Digest::from_sha256([8; 32])).is_none());
     }

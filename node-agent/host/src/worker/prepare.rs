@@ -150,7 +150,7 @@ impl Preparer {
 
 /// Checks what the component is against its limits.
 fn outcome(spec: &ComponentSpec, artifact: &Artifact, native: NativeCode, compiled: bool) -> Result<Outcome, Failure> {
-    let (needs, limit) = (native.facts.memory_minimum, spec.limits.memory.get());
+    let (needs, limit) = (native.memory_minimum, spec.limits.memory.get());
     if needs > limit.get() {
         let needs = ByteSize::bytes(needs);
         let message = format!("the component needs at least {needs} of memory, its limits.memory is {limit}");

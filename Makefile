@@ -1,0 +1,74 @@
+# Each target is complete on a fresh machine with rustup, a C compiler, Go, Node and Python: it installs what it can, into CACHE
+# or by apt when root, and says what is missing otherwise.
+
+CACHE := $(or $(PILLION_CACHE),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pillion)
+export PILLION_CACHE := $(CACHE)
+# One target directory for every checkout: the engine takes minutes to build.
+export CARGO_TARGET_DIR ?= $(CACHE)/target
+# With a backtrace for each of the engine's errors a request costs a fifth more.
+unexport RUST_BACKTRACE
+
+WASM := $(CARGO_TARGET_DIR)/wasm32-wasip2/release
+SIDECARS := jwt-authz flags whoami
+
+.PHONY: help build catalog guests run test lint doc bench bench-short deny
+
+help:
+	@echo "make run    serve the three sidecars of deploy/catalog"
+	@echo "make test   every test"
+	@echo "make lint   format and clippy"
+	@echo "make doc    the API's documentation"
+	@echo "make bench  the four benches (bench-short: a quick look)"
+
+build:
+	tests/setup build
+	cargo build --locked -p pillion-host
+
+catalog:
+	tests/setup build
+	cargo build --locked --release --target wasm32-wasip2 --manifest-path deploy/catalog/Cargo.toml
+	@for name in $(SIDECARS); do \
+		wasm=$(WASM)/$$(echo $$name | tr - _).wasm; \
+		cmp -s $$wasm deploy/catalog/$$name/$$name.wasm || cp $$wasm deploy/catalog/$$name/$$name.wasm || exit 1; \
+	done
+
+guests:
+	tests/setup guests
+	tests/guests/build
+
+run: build catalog
+	@deploy/catalog/try
+	@exec $(CARGO_TARGET_DIR)/debug/pillion run \
+		-f $(SIDECARS:%=deploy/catalog/%/component.yaml) --sidecars "jwt-authz=8081, flags=8082, whoami=8083"
+
+test: build catalog guests
+	tests/setup test
+	cargo test --locked --workspace
+	cargo test --locked --manifest-path deploy/catalog/Cargo.toml
+	cargo test --locked --manifest-path tests/guests/Cargo.toml -p behaviour
+
+lint:
+	tests/setup build
+	for manifest in Cargo.toml deploy/catalog/Cargo.toml tests/guests/Cargo.toml; do \
+		cargo fmt --all --check --manifest-path $$manifest || exit 1; done
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked --manifest-path deploy/catalog/Cargo.toml --all-targets -- -D warnings
+	cargo clippy --locked --manifest-path deploy/catalog/Cargo.toml --target wasm32-wasip2 -- -D warnings
+	cargo clippy --locked --manifest-path tests/guests/Cargo.toml --target wasm32-wasip2 -- -D warnings
+
+doc:
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps -p pillion-protocol -p pillion-host
+
+# Licences, sources and duplicates of all dependencies; needs cargo-deny.
+deny:
+	cargo deny check bans licenses sources
+
+bench: guests
+	tests/setup bench
+	cargo build --locked --release -p pillion-host -p pillion-benches
+	$(CARGO_TARGET_DIR)/release/pillion-bench all
+
+bench-short: guests
+	tests/setup bench
+	cargo build --locked --release -p pillion-host -p pillion-benches
+	$(CARGO_TARGET_DIR)/release/pillion-bench all --short

@@ -1,0 +1,143 @@
+//! What `/proc` says of a process.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Bytes in a mebibyte.
+pub const MIB: u64 = 1 << 20;
+
+/// Sends a signal to a process that this test started.
+///
+/// # Errors
+///
+/// A process that is not there.
+pub fn signal(pid: u32, signal: Signal) -> Result<()> {
+    let pid = Pid::from_raw(i32::try_from(pid)?).context("0 is no process")?;
+    Ok(kill_process(pid, signal)?)
+}
+
+/// Whether a process runs: it is there and no zombie.
+pub fn runs(pid: u32) -> bool {
+    stat(pid).is_ok_and(|stat| stat.first().is_some_and(|state| state != "Z" && state != "X"))
+}
+
+/// The fields of `/proc/PID/stat` from the state on: field 3 of proc_pid_stat(5) is the first here.
+fn stat(pid: u32) -> Result<Vec<String>> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name before may hold anything, also blanks and brackets.
+    let (_, fields) = text.rsplit_once(')').context("a stat file without a name")?;
+    Ok(fields.split_whitespace().map(str::to_owned).collect())
+}
+
+/// CPU time that a process used, in clock ticks (10 ms each).
+///
+/// # Errors
+///
+/// A process that is not there.
+pub fn cpu_ticks(pid: u32) -> Result<u64> {
+    let fields = stat(pid)?;
+    let field = |number: usize| -> Result<u64> { Ok(fields.get(number - 3).context("a short stat file")?.parse()?) };
+    Ok(field(14)? + field(15)?)
+}
+
+/// The process that started a process.
+///
+/// # Errors
+///
+/// A process that is not there.
+pub fn parent(pid: u32) -> Result<u32> {
+    Ok(stat(pid)?.get(1).context("a short stat file")?.parse()?)
+}
+
+/// The processes that a process started.
+pub fn children(pid: u32) -> Vec<u32> {
+    let Ok(all) = fs::read_dir("/proc") else { return Vec::new() };
+    all.flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter(|&child| parent(child).is_ok_and(|parent| parent == pid) && runs(child))
+        .collect()
+}
+
+/// A process's arguments, with blanks between them.
+pub fn arguments(pid: u32) -> String {
+    let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).replace('\0', " ").trim().to_owned()
+}
+
+/// What a process's descriptors lead to, without repetitions: several may be the same open file.
+///
+/// # Errors
+///
+/// A process that is not there.
+pub fn open_files(pid: u32) -> Result<BTreeSet<String>> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd"))?;
+    Ok(entries.flatten().filter_map(|entry| Some(fs::read_link(entry.path()).ok()?.to_string_lossy().into_owned())).collect())
+}
+
+/// How many descriptors a process has.
+///
+/// # Errors
+///
+/// A process that is not there.
+pub fn descriptors(pid: u32) -> Result<usize> {
+    Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count())
+}
+
+/// The memory that a process holds, in bytes; what it shares with others counts in part.
+///
+/// # Errors
+///
+/// A process that is not there.
+pub fn memory(pid: u32) -> Result<u64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).context("no Pss in smaps_rollup")?;
+    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
+    Ok(kib << 10)
+}
+
+/// Watches a process's memory and keeps the most it ever held.
+pub struct Peak {
+    most: Arc<AtomicU64>,
+    over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Peak {
+    /// Starts to watch.
+    pub fn of(pid: u32) -> Self {
+        let (most, over) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let (seen, end) = (Arc::clone(&most), Arc::clone(&over));
+        let thread = std::thread::spawn(move || {
+            while !end.load(Relaxed) {
+                seen.fetch_max(memory(pid).unwrap_or(0), Relaxed);
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        Self { most, over, thread: Some(thread) }
+    }
+
+    /// The most so far, in bytes.
+    pub fn most(&self) -> u64 {
+        self.most.load(Relaxed)
+    }
+}
+
+impl Drop for Peak {
+    fn drop(&mut self) {
+        self.over.store(true, Relaxed);
+        if let Some(thread) = self.thread.take() {
+            _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! The program, run to its end.
+
+use std::{env, ffi::OsStr, path::PathBuf, process::Stdio, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+
+/// Longer than any command that tests run to its end.
+const COMMAND: Duration = Duration::from_secs(120);
+
+/// Variables of the program: those of whoever runs the tests must not change what they test.
+pub const VARIABLES: [&str; 5] =
+    ["PILLION_STORE", "PILLION_LOG", "PILLION_LOG_FORMAT", "PILLION_COMPILER_CPU_SECONDS", "RUST_BACKTRACE"];
+
+/// The built program: `PILLION_BIN`, or `pillion` in the folder that this test was built into.
+///
+/// # Errors
+///
+/// A program that was not built.
+pub fn binary() -> Result<PathBuf> {
+    let path = match env::var_os("PILLION_BIN") {
+        Some(path) => PathBuf::from(path),
+        None => {
+            let test = env::current_exe()?;
+            test.ancestors().nth(2).context("this test is in no target folder")?.join("pillion")
+        }
+    };
+    ensure!(path.is_file(), "{} is not there: `make test` builds it (or name it in PILLION_BIN)", path.display());
+    Ok(path)
+}
+
+/// What a command left behind.
+#[derive(Debug)]
+pub struct Ended {
+    /// Its exit code; `None` if a signal ended it.
+    pub code: Option<i32>,
+    /// What it wrote to standard output.
+    pub stdout: String,
+    /// What it wrote to standard error.
+    pub stderr: String,
+}
+
+/// Runs `pillion` with these arguments to its end.
+///
+/// # Errors
+///
+/// A program that is not there or does not end.
+pub async fn pillion<S: AsRef<OsStr>>(args: &[S]) -> Result<Ended> {
+    pillion_with(args, &[]).await
+}
+
+/// The same, with variables.
+///
+/// # Errors
+///
+/// A program that is not there or does not end.
+pub async fn pillion_with<S: AsRef<OsStr>>(args: &[S], variables: &[(&str, &str)]) -> Result<Ended> {
+    let mut command = tokio::process::Command::new(binary()?);
+    for variable in VARIABLES {
+        command.env_remove(variable);
+    }
+    command.args(args).envs(variables.iter().copied()).stdin(Stdio::null()).kill_on_drop(true);
+    let output = tokio::time::timeout(COMMAND, command.output());
+    let output = output.await.with_context(|| format!("the command did not end within {COMMAND:?}"))??;
+    let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+    Ok(Ended { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) })
+}
