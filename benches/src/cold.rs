@@ -85,9 +85,7 @@ pub fn run(setup: &Setup, arguments: &Arguments) -> anyhow::Result<Section> {
             "{count} distinct components ({:.1} GB of native code, in the page cache), a binding each",
             bytes as f64 / 1e9
         ),
-        format!(
-            "loaded before the first request: {loaded_before}; at the end: {loaded_after}, since pillion bounds it"
-        ),
+        format!("loaded before the first request: {loaded_before}; at the end: {loaded_after}"),
         format!(
             "a run is {} components: the first request to each, then the second to each, then the baseline",
             count.div_ceil(setup.runs)

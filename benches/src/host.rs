@@ -259,13 +259,9 @@ impl Server {
         Ok(self)
     }
 
-    /// Its memory.
-    ///
-    /// # Errors
-    ///
-    /// It has gone.
-    pub fn memory(&self) -> anyhow::Result<Memory> {
-        Memory::of(self.running.pid())
+    /// Its process number.
+    pub fn pid(&self) -> u32 {
+        self.running.pid()
     }
 
     /// Its CPU time.

@@ -39,9 +39,9 @@ use crate::{report::Report, setup::Setup};
 /// Measures `pillion` against named baselines.
 #[derive(Parser)]
 #[command(name = "pillion-bench", version)]
-struct Arguments {
+struct CommandLine {
     #[command(flatten)]
-    setup: setup::Arguments,
+    setup: setup::Options,
     #[command(subcommand)]
     bench: Bench,
 }
@@ -66,7 +66,7 @@ enum Bench {
 }
 
 fn main() -> ExitCode {
-    match run(Arguments::parse()) {
+    match run(CommandLine::parse()) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("pillion-bench: {error:#}");
@@ -75,14 +75,14 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    if let Bench::HyperHello(arguments) = &arguments.bench {
+fn run(line: CommandLine) -> anyhow::Result<ExitCode> {
+    if let Bench::HyperHello(arguments) = &line.bench {
         return hyper_hello::serve(arguments).map(|()| ExitCode::SUCCESS);
     }
     child::end_all_on_signals().context("signals cannot be handled")?;
-    let setup = Setup::new(&arguments.setup)?;
+    let setup = Setup::new(&line.setup)?;
     let mut report = Report::new(&setup);
-    match &arguments.bench {
+    match &line.bench {
         Bench::Throughput(arguments) => report.add("throughput", throughput::run(&setup, arguments)),
         Bench::Cold(arguments) => report.add("cold", cold::run(&setup, arguments)),
         Bench::Memory(arguments) => report.add("memory", memory::run(&setup, arguments)),
@@ -102,4 +102,14 @@ fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     report.print(&setup)?;
     let failed = report.failed() || setup.strict && report.missed();
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        super::CommandLine::command().debug_assert();
+    }
 }

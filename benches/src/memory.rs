@@ -16,7 +16,7 @@ use crate::{
     figures::Unit,
     host::{Component, Pillion, Server},
     prime::{self, Primed},
-    proc::{self, Memory, Sockets},
+    proc::{self, Memory},
     report::{Row, Section, Series, Target},
     setup::{Setup, raise_open_files},
 };
@@ -54,7 +54,7 @@ struct Counts {
 /// One run.
 struct Sample {
     /// A sidecar as a process of its own.
-    sidecar: f64,
+    sidecar: Memory,
     /// A listening socket in the kernel.
     listener: f64,
     /// `pillion run` with one binding, with few and with many.
@@ -94,13 +94,11 @@ pub fn run(setup: &Setup, arguments: &Arguments) -> anyhow::Result<Section> {
         eprintln!("memory: run {run} of {}", setup.runs);
         samples.push(Sample::take(setup, &primed, &counts)?);
     }
-    let sidecar = setup.busybox.as_ref().map_or("the plain hyper server, as there is no busybox", |_| "busybox httpd");
+    let sidecar = setup.busybox.as_ref().map_or("plain hyper server", |_| "busybox httpd");
     let notes = vec![
         "PSS of supervisor and worker; page tables and the kernel's socket memory are apart, and in no PSS".into(),
-        format!(
-            "a sidecar process: {sidecar}, the mean of {SIDECARS} that share their program; its kernel memory is not counted"
-        ),
-        "kernel memory: the machine's SUnreclaim from before the start, so others on this machine disturb it".into(),
+        format!("{sidecar}: the mean of {SIDECARS} processes that share their program, as containers of one image do"),
+        "in the kernel: the machine's SUnreclaim from before the start, so others on this machine disturb it".into(),
         "a loaded component's PSS holds clean pages of its file, which the kernel can drop; anonymous memory it cannot"
             .into(),
     ];
@@ -123,13 +121,13 @@ impl Sample {
 }
 
 fn at_rest(setup: &Setup, primed: &Primed, count: usize) -> anyhow::Result<(AtRest, Pillion)> {
-    let before = Sockets::read()?;
+    let before = proc::kernel_memory()?;
     let pillion = Pillion::start(setup, &primed.store, &primed.components(count), None)?;
     let memory = settled(|| pillion.memory())?;
-    let after = Sockets::read()?;
-    let listening = after.tcp - before.tcp;
-    ensure!(listening >= count as f64, "{count} bindings have {listening} sockets");
-    Ok((AtRest { memory, kernel: after.slab - before.slab }, pillion))
+    let kernel = proc::kernel_memory()? - before;
+    let sockets = proc::open_sockets(pillion.worker())?;
+    ensure!(sockets >= count, "{count} bindings have {sockets} sockets");
+    Ok((AtRest { memory, kernel }, pillion))
 }
 
 /// What each component adds that is loaded, which one request does.
@@ -170,26 +168,24 @@ fn held(setup: &Setup, count: usize) -> anyhow::Result<Memory> {
     Ok(after.since(before, count))
 }
 
-/// The smallest process that could be a sidecar, in bytes of PSS.
-fn sidecar(setup: &Setup) -> anyhow::Result<f64> {
+/// The smallest process that could be a sidecar.
+fn sidecar(setup: &Setup) -> anyhow::Result<Memory> {
     let folder = tempfile::tempdir().context("a temporary directory cannot be made")?;
     let start = || match &setup.busybox {
         Some(busybox) => Server::busybox(busybox, folder.path()),
         None => Server::hyper(None),
     };
     let servers: Vec<Server> = (0..SIDECARS).map(|_| start()).collect::<anyhow::Result<_>>()?;
-    let sum: f64 =
-        servers.iter().map(|server| server.memory().map(|memory| memory.pss)).sum::<anyhow::Result<f64>>()?;
-    Ok(sum / SIDECARS as f64)
+    let pids: Vec<u32> = servers.iter().map(Server::pid).collect();
+    Ok(Memory::of_all(&pids)?.since(Memory::default(), SIDECARS))
 }
 
 /// Kernel memory of a listening socket, in bytes.
 fn listener() -> anyhow::Result<f64> {
-    let before = Sockets::read()?;
+    let before = proc::kernel_memory()?;
     let listeners: Vec<TcpListener> =
         (0..LISTENERS).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<std::io::Result<_>>()?;
-    let after = Sockets::read()?;
-    Ok((after.slab - before.slab) / listeners.len() as f64)
+    Ok((proc::kernel_memory()? - before) / listeners.len() as f64)
 }
 
 /// Memory when it does not change any more.
@@ -206,36 +202,44 @@ fn settled(read: impl Fn() -> anyhow::Result<Memory>) -> anyhow::Result<Memory> 
     }
 }
 
+/// A figure of a process's memory.
+type Part = fn(&Memory) -> f64;
+
+const PSS: Part = |memory| memory.pss;
+const ANONYMOUS: Part = |memory| memory.anonymous;
+const PAGE_TABLES: Part = |memory| memory.page_tables;
+const BOTH: Part = |memory| memory.pss + memory.page_tables;
+
 fn rows(setup: &Setup, sidecar: &str, counts: &Counts, samples: &[Sample]) -> Vec<Row> {
     let Counts { many, few, held } = counts;
-    let series = |name: &str, value: &dyn Fn(&Sample) -> f64| Series::new(name, samples.iter().map(value).collect());
-    let pillion = |value: &dyn Fn(&Sample) -> f64| series("pillion run", value);
-    let sidecar = series(&format!("a sidecar process ({sidecar})"), &|sample| sample.sidecar);
-    let one = series("pillion run with one binding", &|sample| sample.one.memory.pss);
-    let listener = series("a listening socket", &|sample| sample.listener);
     let reproduce = setup.command(&format!("memory --components {many} --fewer {few} --held {held}"));
-    let row = |what: String, measured: &Series, baseline: &Series| {
-        Row::new(what, Unit::Bytes, measured, baseline, reproduce.clone())
+    let series = |name: &str, value: &dyn Fn(&Sample) -> f64| Series::new(name, samples.iter().map(value).collect());
+    let row = |what: String, value: &dyn Fn(&Sample) -> f64, baseline: Series| {
+        Row::new(what, Unit::Bytes, &series("pillion run", value), &baseline, reproduce.clone())
     };
-    let at_rest = |what: &str, count: usize, baseline: &Series, of: fn(&Sample) -> AtRest, most: f64| {
-        let measured = pillion(&|sample| of(sample).memory.pss);
-        row(format!("{count} {what}"), &measured, baseline).aim(Target::AtMost(most))
+    // What pillion adds for one thing, beside one sidecar process.
+    let each = |what: &str, of: &dyn Fn(&Sample) -> Memory, part: Part| {
+        row(format!("each {what}"), &|sample| part(&of(sample)), series(sidecar, &|sample| part(&sample.sidecar)))
     };
-    let each = |what: &str, value: &dyn Fn(&Sample) -> f64| row(what.to_owned(), &pillion(value), &sidecar);
-    let count = *many as f64;
-    let per_binding = |sample: &Sample| (sample.many.memory.pss - sample.one.memory.pss) / (count - 1.0);
-    let kernel = pillion(&|sample| (sample.many.kernel - sample.one.kernel) / (count - 1.0));
+    let one = |part: Part| series("with one binding", &|sample| part(&sample.one.memory));
+    let at_rest = |count: usize, what: &str, of: fn(&Sample) -> AtRest, part: Part, baseline: Series| {
+        row(format!("{count} bindings at rest, {what}"), &|sample| part(&of(sample).memory), baseline)
+    };
+    let kernel = |sample: &Sample| (sample.many.kernel - sample.one.kernel) / (*many as f64 - 1.0);
+    let binding = |sample: &Sample| sample.many.memory.since(sample.one.memory, many - 1);
+    let process = |part: Part| series(sidecar, &|sample| part(&sample.sidecar));
+    let listener = series("a listening socket", &|sample| sample.listener);
     vec![
-        at_rest("binding, nothing loaded", 1, &sidecar, |sample| sample.one, 12e6),
-        at_rest("bindings, nothing loaded", *few, &one, |sample| sample.few, 20e6),
-        at_rest("bindings, nothing loaded", *many, &one, |sample| sample.many, 50e6),
-        each("each binding at rest", &per_binding),
-        row("each binding at rest, in the kernel".into(), &kernel, &listener),
-        each("each loaded component, anonymous", &|sample| sample.loaded.anonymous),
-        each("each loaded component, PSS", &|sample| sample.loaded.pss),
-        each("each request in flight, PSS", &|sample| sample.held.pss),
-        each("each request in flight, page tables", &|sample| sample.held.page_tables),
-        each("each request in flight, both", &|sample| sample.held.pss + sample.held.page_tables)
-            .aim(Target::AtMost(75e3)),
+        at_rest(1, "PSS", |sample| sample.one, PSS, process(PSS)).aim(Target::AtMost(12e6)),
+        at_rest(1, "anonymous", |sample| sample.one, ANONYMOUS, process(ANONYMOUS)),
+        at_rest(*few, "PSS", |sample| sample.few, PSS, one(PSS)).aim(Target::AtMost(20e6)),
+        at_rest(*many, "PSS", |sample| sample.many, PSS, one(PSS)).aim(Target::AtMost(50e6)),
+        each("binding at rest, PSS", &binding, PSS),
+        row("each binding at rest, in the kernel".into(), &kernel, listener),
+        each("loaded component, anonymous", &|sample| sample.loaded, ANONYMOUS),
+        each("loaded component, PSS", &|sample| sample.loaded, PSS),
+        each("request in flight, PSS", &|sample| sample.held, PSS),
+        each("request in flight, page tables", &|sample| sample.held, PAGE_TABLES),
+        each("request in flight, both", &|sample| sample.held, BOTH).aim(Target::AtMost(75e3)),
     ]
 }

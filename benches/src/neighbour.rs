@@ -72,6 +72,9 @@ struct Sample {
     tally: Tally,
 }
 
+/// A figure of a sample.
+type Value = fn(&Sample) -> f64;
+
 /// Runs it.
 ///
 /// # Errors
@@ -139,10 +142,8 @@ fn measure(pillion: &mut Pillion, neighbours: Neighbours, rate: u32, duration: D
         (Some(crowd), _) => crowd.end()?,
     };
     pillion.check()?;
-    let Neighbours::Spinning(count) = neighbours else {
-        return Ok(Sample::new(&outcome.latencies, &outcome.delays, cores, tally));
-    };
-    ensure!(cores > 0.5, "{count} spinning guests used {cores:.2} cores: they do not spin");
+    let idle = !matches!(neighbours, Neighbours::None) && cores < 0.5;
+    ensure!(!idle, "pillion used {cores:.2} cores: its guests do not run");
     Ok(Sample::new(&outcome.latencies, &outcome.delays, cores, tally))
 }
 
@@ -196,7 +197,7 @@ fn notes(rate: u32, seconds: u64, conditions: &[Neighbours], samples: &[Vec<Samp
         "the well-behaved binding (hello-wasip2) gets {rate} requests a second for {seconds} s; latency from when each was due to its end"
     )];
     for (neighbours, samples) in conditions.iter().zip(samples) {
-        let middle = |value: fn(&Sample) -> f64| median(&samples.iter().map(value).collect::<Vec<_>>());
+        let middle = |value: Value| median(&samples.iter().map(value).collect::<Vec<_>>());
         let (cores, delay) = (middle(|sample| sample.cores), Unit::Seconds.show(middle(|sample| sample.delay)));
         notes.push(format!(
             "{}: pillion used {cores:.2} cores; the client itself was late by p99 {delay}",
@@ -217,10 +218,8 @@ fn notes(rate: u32, seconds: u64, conditions: &[Neighbours], samples: &[Vec<Samp
 fn rows(command: &str, conditions: &[Neighbours], samples: &[Vec<Sample>]) -> Vec<Row> {
     let mut all = conditions.iter().zip(samples);
     let Some((_, alone)) = all.next() else { return Vec::new() };
-    let series = |name: &str, samples: &[Sample], value: fn(&Sample) -> f64| {
-        Series::new(name, samples.iter().map(value).collect())
-    };
-    let figures: [(&str, fn(&Sample) -> f64); 3] =
+    let series = |name: &str, samples: &[Sample], value: Value| Series::new(name, samples.iter().map(value).collect());
+    let figures: [(&str, Value); 3] =
         [("p50", |sample| sample.p50), ("p99", |sample| sample.p99), ("max", |sample| sample.max)];
     let mut rows = Vec::new();
     for (neighbours, samples) in all {

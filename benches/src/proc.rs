@@ -27,15 +27,6 @@ pub struct Memory {
     pub page_tables: f64,
 }
 
-/// Kernel memory for sockets, of the whole machine.
-#[derive(Clone, Copy, Debug)]
-pub struct Sockets {
-    /// TCP sockets in use.
-    pub tcp: f64,
-    /// Slab memory that cannot be reclaimed, in bytes. Socket structures are most of what changes in it.
-    pub slab: f64,
-}
-
 impl Machine {
     /// This machine, now.
     pub fn read() -> Self {
@@ -106,21 +97,27 @@ impl Memory {
     }
 }
 
-impl Sockets {
-    /// Now.
-    ///
-    /// # Errors
-    ///
-    /// A kernel that does not tell.
-    pub fn read() -> anyhow::Result<Self> {
-        let text = fs::read_to_string("/proc/net/sockstat").context("/proc/net/sockstat")?;
-        let tcp = text.lines().find_map(|line| line.strip_prefix("TCP: inuse ")?.split(' ').next()?.parse().ok());
-        let memory = fs::read_to_string("/proc/meminfo").context("/proc/meminfo")?;
-        Ok(Self {
-            tcp: tcp.context("/proc/net/sockstat has no TCP line")?,
-            slab: kilobytes(&memory, "SUnreclaim").context("/proc/meminfo has no SUnreclaim")?,
-        })
-    }
+/// Kernel memory of the whole machine that cannot be reclaimed, in bytes. Of what changes when sockets are opened, they are most.
+///
+/// # Errors
+///
+/// A kernel that does not tell.
+pub fn kernel_memory() -> anyhow::Result<f64> {
+    let memory = fs::read_to_string("/proc/meminfo").context("/proc/meminfo")?;
+    kilobytes(&memory, "SUnreclaim").context("/proc/meminfo has no SUnreclaim")
+}
+
+/// How many sockets the process `pid` has open.
+///
+/// # Errors
+///
+/// A process that has gone.
+pub fn open_sockets(pid: u32) -> anyhow::Result<usize> {
+    let files = fs::read_dir(format!("/proc/{pid}/fd")).with_context(|| format!("process {pid}: open files"))?;
+    let is_socket = |file: &fs::DirEntry| {
+        fs::read_link(file.path()).is_ok_and(|target| target.as_os_str().as_encoded_bytes().starts_with(b"socket:"))
+    };
+    Ok(files.flatten().filter(is_socket).count())
 }
 
 /// CPU time that the process `pid` has used, in user and kernel mode.
@@ -201,7 +198,10 @@ mod tests {
 
     #[test]
     fn the_kernel_tells_about_sockets() {
-        let sockets = Sockets::read().unwrap();
-        assert!(sockets.slab > 0.0, "{sockets:?}");
+        let this = std::process::id();
+        let before = open_sockets(this).unwrap();
+        let _listeners: Vec<_> = (0..50).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        assert!(open_sockets(this).unwrap() >= before + 40, "other tests may close some");
+        assert!(kernel_memory().unwrap() > 0.0);
     }
 }

@@ -6,6 +6,7 @@ use anyhow::Context;
 use serde::Serialize;
 
 use crate::{
+    child,
     figures::{Unit, largest, median, plain, smallest},
     proc,
     setup::{Output, RUNS, Setup},
@@ -156,8 +157,11 @@ impl Row {
 impl Report {
     /// An empty report about this machine.
     pub fn new(setup: &Setup) -> Self {
-        let programs = [&setup.pillion, &setup.wasmtime].map(|program| crate::child::version(program));
-        Self { machine: proc::Machine::read(), programs: programs.into(), sections: Vec::new(), failures: Vec::new() }
+        let mut programs = vec![child::version(&setup.pillion), child::version(&setup.wasmtime)];
+        // The plain hyper server is this program: as a debug build it would be too easy a baseline.
+        let build = if cfg!(debug_assertions) { " (DEBUG BUILD: not for publishing)" } else { "" };
+        programs.push(format!("pillion-bench {}{build}", env!("CARGO_PKG_VERSION")));
+        Self { machine: proc::Machine::read(), programs, sections: Vec::new(), failures: Vec::new() }
     }
 
     /// Adds a bench. One that failed is kept as a failure, so that what was measured before it is not lost.

@@ -10,7 +10,7 @@ pub const RUNS: usize = 7;
 
 /// The options that all benches share.
 #[derive(Args)]
-pub struct Arguments {
+pub struct Options {
     /// The program that is measured [default: release/pillion in the target directory that holds this program]
     #[arg(long, value_name = "FILE", global = true)]
     pillion: Option<PathBuf>,
@@ -77,13 +77,13 @@ impl Setup {
     /// # Errors
     ///
     /// No program to measure.
-    pub fn new(arguments: &Arguments) -> anyhow::Result<Self> {
-        ensure!((1..=1000).contains(&arguments.runs), "--runs {}: allowed are 1 to 1000", arguments.runs);
-        let cache = match &arguments.cache {
+    pub fn new(options: &Options) -> anyhow::Result<Self> {
+        ensure!((1..=1000).contains(&options.runs), "--runs {}: allowed are 1 to 1000", options.runs);
+        let cache = match &options.cache {
             Some(cache) => cache.clone(),
             None => user_cache()?,
         };
-        let pillion = match &arguments.pillion {
+        let pillion = match &options.pillion {
             Some(pillion) => pillion.clone(),
             None => released_pillion()?,
         };
@@ -92,18 +92,18 @@ impl Setup {
             "{}: no such program. Build it with `cargo build --release -p pillion-host`, or name it with --pillion",
             pillion.display()
         );
-        let wasmtime = arguments.wasmtime.clone().unwrap_or_else(|| cache.join("tools/wasmtime-48.0.8/bin/wasmtime"));
-        let busybox = arguments.busybox.clone().or_else(|| in_path("busybox"));
+        let wasmtime = options.wasmtime.clone().unwrap_or_else(|| cache.join("tools/wasmtime-48.0.8/bin/wasmtime"));
+        let busybox = options.busybox.clone().or_else(|| in_path("busybox"));
         Ok(Self {
             pillion: absolute(&pillion)?,
             wasmtime,
             busybox,
             cache: absolute(&cache)?,
-            runs: if arguments.short { arguments.runs.min(2) } else { arguments.runs },
-            short: arguments.short,
-            output: arguments.output,
-            json: arguments.json.clone(),
-            strict: arguments.strict,
+            runs: if options.short { options.runs.min(2) } else { options.runs },
+            short: options.short,
+            output: options.output,
+            json: options.json.clone(),
+            strict: options.strict,
         })
     }
 

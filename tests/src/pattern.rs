@@ -17,7 +17,7 @@ pub fn bytes(length: usize) -> Bytes {
 }
 
 /// A body of `length` bytes in pieces of 64 KiB.
-pub fn body(length: u64) -> impl Stream<Item = Result<Frame<Bytes>, std::convert::Infallible>> + Send + Sync + Unpin + 'static {
+pub fn body(length: u64) -> impl Stream<Item = std::io::Result<Frame<Bytes>>> + Send + 'static {
     const STEP: usize = 64 << 10;
     let pattern = bytes(STEP + PERIOD);
     let pieces = (0..length).step_by(STEP).map(move |offset| {

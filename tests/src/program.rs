@@ -1,8 +1,17 @@
 //! The program, run to its end.
 
-use std::{env, ffi::OsStr, path::PathBuf, process::Stdio, time::Duration};
+use std::{
+    env,
+    ffi::OsStr,
+    path::PathBuf,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use rustix::process::Signal;
+
+use crate::process;
 
 /// Longer than any command that tests run to its end.
 const COMMAND: Duration = Duration::from_secs(120);
@@ -54,13 +63,20 @@ pub async fn pillion<S: AsRef<OsStr>>(args: &[S]) -> Result<Ended> {
 ///
 /// A program that is not there or does not end.
 pub async fn pillion_with<S: AsRef<OsStr>>(args: &[S], variables: &[(&str, &str)]) -> Result<Ended> {
-    let mut command = tokio::process::Command::new(binary()?);
+    let mut command = Command::new(binary()?);
     for variable in VARIABLES {
         command.env_remove(variable);
     }
-    command.args(args).envs(variables.iter().copied()).stdin(Stdio::null()).kill_on_drop(true);
-    let output = tokio::time::timeout(COMMAND, command.output());
-    let output = output.await.with_context(|| format!("the command did not end within {COMMAND:?}"))??;
+    command.args(args).envs(variables.iter().copied());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn()?;
+    let pid = child.id();
+    let output = tokio::task::spawn_blocking(move || child.wait_with_output());
+    let Ok(output) = tokio::time::timeout(COMMAND, output).await else {
+        process::signal(pid, Signal::KILL)?;
+        bail!("the command did not end within {COMMAND:?}");
+    };
+    let output = output??;
     let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
     Ok(Ended { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) })
 }

@@ -203,6 +203,13 @@ mod tests {
     }
 
     #[test]
+    fn the_flag_of_the_readme_is_read() {
+        let readme = include_str!("../README.md");
+        let block = readme.split("```").find(|block| block.contains("\"variants\"")).unwrap();
+        assert_eq!(read(block.strip_prefix("json")).unwrap()["new-checkout"].rules.len(), 2);
+    }
+
+    #[test]
     fn an_empty_set_of_flags_is_one() {
         assert!(read(Some("{}")).unwrap().is_empty());
     }

@@ -1,5 +1,7 @@
 //! From a flag and a context to a variant, and why it is that one.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -36,8 +38,8 @@ pub struct Evaluation<'a> {
     /// Why it is this one.
     pub reason: Reason,
     /// What the flag's definition hands on.
-    #[serde(skip_serializing_if = "std::collections::BTreeMap::is_empty")]
-    pub metadata: &'a std::collections::BTreeMap<String, Metadatum>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: &'a BTreeMap<String, Metadatum>,
 }
 
 /// The context has no targeting key, and a split needs one.
@@ -74,7 +76,7 @@ fn applies(rule: &Rule, context: &Context) -> bool {
     rule.conditions.iter().all(|(attribute, condition)| condition.holds(context.0.get(attribute)))
 }
 
-/// The share that holds the bucket: shares lie one after another, so one that grows at the end moves nobody before it.
+/// The share that holds the bucket: shares lie one after another, so one that grows keeps whom it has.
 fn share(shares: &[Share], bucket: u64) -> Option<&str> {
     let mut end = 0;
     shares
@@ -141,7 +143,7 @@ mod tests {
             "variants": {"a": 1, "b": 2, "c": 3}, "defaultVariant": "c",
             "rules": [{"split": [{"variant": "a", "percent": 12.5}, {"variant": "b", "percent": 50}]}],
         }));
-        let mut counts = std::collections::BTreeMap::<String, u32>::new();
+        let mut counts = BTreeMap::<String, u32>::new();
         for subject in 0..20_000 {
             let (reason, variant) = outcome(&flags, json!({"targetingKey": format!("user-{subject}")}));
             assert_eq!(reason, Reason::Split);

@@ -1,0 +1,457 @@
+//! The command line: what is wrong is named, what is right is done.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, TcpListener},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, ensure};
+use pillion_tests::{
+    Component, Connection, Host, Protocol,
+    client::{empty, request},
+    get, place,
+    program::{Ended, pillion, pillion_with},
+    wait_until,
+};
+use rustix::process::Signal;
+use serde_json::Value;
+
+/// Runs a command line that is expected to fail with this code and these texts on standard error.
+async fn fails(args: &[&str], code: i32, expected: &[&str]) -> Result<Ended> {
+    let ended = pillion(args).await?;
+    ensure!(ended.code == Some(code), "{args:?}: expected {code}: {ended:?}");
+    for text in expected {
+        ensure!(ended.stderr.contains(text), "{args:?}: expected {text:?}: {}", ended.stderr);
+    }
+    Ok(ended)
+}
+
+fn hello() -> Result<String> {
+    Ok(place::guest("hello-wasip2")?.display().to_string())
+}
+
+/// A folder with YAML files.
+fn folder(files: &[(&str, String)]) -> Result<(tempfile::TempDir, String)> {
+    let folder = tempfile::tempdir()?;
+    for (name, text) in files {
+        fs::write(folder.path().join(name), text)?;
+    }
+    let path = folder.path().display().to_string();
+    Ok((folder, path))
+}
+
+#[tokio::test]
+async fn a_port_that_is_in_use_fails_alone_and_is_named() -> Result<()> {
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let port = taken.local_addr()?.port();
+    let components = [Component::guest("first", "hello-wasip2")?, Component::guest("second", "hello-wasip2")?];
+    let host = Host::of(components).port("first", port).start().await?;
+    let failed = host.event("failed").context("no event `failed`")?;
+    assert_eq!((failed["component"].as_str(), failed["reason"].as_str()), (Some("first"), Some("port")), "{failed}");
+    let message = failed["message"].as_str().unwrap_or_default();
+    assert!(message.contains(&port.to_string()) && message.to_lowercase().contains("in use"), "{message}");
+    let serving = host.event("serving").context("no event `serving`")?;
+    assert_eq!((&serving["ready"], &serving["failed"]), (&1.into(), &1.into()), "a port that failed is a binding that failed");
+    assert_eq!(get(Protocol::H1, host.port("second")?, "/").await?.text(), "hello\n");
+    let alone = format!("{}={port}", hello()?);
+    fails(&["run", &alone], 1, &[&port.to_string(), "in use"]).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn ports_that_cannot_be_are_named() -> Result<()> {
+    let hello = hello()?;
+    for port in ["0", "80", "70000", "-1", "http", ""] {
+        let argument = format!("{hello}={port}");
+        fails(&["run", &argument], 2, &[&format!("{port:?}"), "1024 to 65535"]).await?;
+    }
+    let (_folder, path) = folder(&[("x.yaml", Component::file("x", hello).yaml())])?;
+    for port in ["0", "80", "70000"] {
+        fails(&["run", "-f", &path, "--sidecars", &format!("x={port}")], 2, &[&format!("{port:?}"), "1024 to 65535"]).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_port_for_two_components_names_both() -> Result<()> {
+    let (first, second) = (format!("{}=12345", hello()?), format!("{}=12345", place::guest("hello-wstd")?.display()));
+    fails(&["run", &first, &second], 2, &["12345", "hello-wasip2", "hello-wstd"]).await?;
+    let components = ["x", "y"].map(|name| Ok((format!("{name}.yaml"), Component::file(name, hello()?).yaml())));
+    let components = components.into_iter().collect::<Result<Vec<_>>>()?;
+    let components: Vec<_> = components.iter().map(|(name, yaml)| (name.as_str(), yaml.clone())).collect();
+    let (_folder, path) = folder(&components)?;
+    fails(&["run", "-f", &path, "--sidecars", "x=12345, y=12345"], 2, &["12345"]).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_name_that_no_component_has_lists_those_there_are() -> Result<()> {
+    let (_folder, path) = folder(&[("x.yaml", Component::file("clock", hello()?).yaml())])?;
+    fails(&["run", "-f", &path, "--sidecars", "clokc=12345"], 2, &["\"clokc\"", "clock"]).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn yaml_that_cannot_be_read_is_named_by_file_and_place() -> Result<()> {
+    let good = Component::file("x", hello()?).yaml();
+    let table = [
+        ("a: [".to_owned(), "line 1"),
+        (good.replace("\"limits\"", "\"limit\""), "limit"),
+        (Component::file("x", hello()?).limit("memroy", "64Mi").yaml(), "memroy"),
+        (Component::file("x", hello()?).limit("memory", "8Gi").yaml(), "allowed are 1Mi to 4Gi"),
+        (Component::file("x", hello()?).limit("cpuTime", "soon").yaml(), "soon"),
+        (Component::file("x", hello()?).limit("concurrency", 0).yaml(), "allowed are 1 to 10000"),
+        (Component::file("Not A Label", hello()?).yaml(), "Not A Label"),
+        (Component::file("x", "hello.wasm").yaml(), "hello.wasm"),
+        (Component::file("x", hello()?).may_call("ftp://example.com").yaml(), "ftp"),
+        (good.replace("v1alpha1", "v9"), "v9"),
+        (String::new(), "no component"),
+    ];
+    for (yaml, expected) in table {
+        let (_folder, path) = folder(&[("broken.yaml", yaml)])?;
+        let ended = pillion(&["run", "-f", &path]).await?;
+        assert!(ended.code == Some(1) && ended.stderr.contains("broken.yaml"), "{expected}: {ended:?}");
+        assert!(ended.stderr.contains(expected), "expected {expected:?}: {}", ended.stderr);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn files_that_are_not_there_are_named() -> Result<()> {
+    fails(&["run", "-f", "/nowhere/gone.yaml"], 1, &["/nowhere/gone.yaml"]).await?;
+    let (_folder, path) = folder(&[])?;
+    fails(&["run", "-f", &path], 1, &[&path, "no .yaml or .yml file"]).await?;
+    fails(&["compile", "/nowhere/gone.wasm"], 1, &["/nowhere/gone.wasm"]).await?;
+    fails(&["inspect", "/nowhere/gone.wasm"], 1, &["/nowhere/gone.wasm"]).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn two_components_with_one_name_name_both_files() -> Result<()> {
+    let yaml = Component::file("clock", hello()?).yaml();
+    let (_folder, path) = folder(&[("one.yaml", yaml.clone()), ("two.yaml", yaml)])?;
+    let ended = pillion(&["run", "-f", &path]).await?;
+    assert!(ended.code.is_some_and(|code| code != 0), "{ended:?}");
+    for text in ["one.yaml", "two.yaml", "\"clock\""] {
+        assert!(ended.stderr.contains(text), "expected {text}: {}", ended.stderr);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_command_line_that_says_nothing_is_wrong() -> Result<()> {
+    fails(&["run"], 2, &["no component is named"]).await?;
+    fails(&["run", "hello.wasm"], 2, &["\"hello.wasm\"", "FILE.wasm=PORT"]).await?;
+    fails(&["run", "--no-such-flag"], 2, &["--no-such-flag"]).await?;
+    fails(&["no-such-command"], 2, &["no-such-command"]).await?;
+    fails(&["run", "x.wasm=12345", "--memory", "much"], 2, &["much", "--memory"]).await?;
+    fails(&["run", "x.wasm=12345", "--address", "example"], 2, &["example", "--address"]).await?;
+    fails(&["run", "x.wasm=12345", "--drain-timeout", "5"], 2, &["--drain-timeout"]).await?;
+    fails(&[], 2, &["Usage"]).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_short_form_serves_a_file_at_a_port() -> Result<()> {
+    let port = place::free_port()?;
+    let host = Host::of([]).args([format!("{}={port}", hello()?)]).start().await?;
+    let ready = host.event("ready").context("no event `ready`")?;
+    assert_eq!((ready["component"].as_str(), ready["port"].as_u64()), (Some("hello-wasip2"), Some(port.into())), "{ready}");
+    assert_eq!(get(Protocol::H1, port, "/").await?.text(), "hello\n");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_path_in_yaml_is_relative_to_its_file() -> Result<()> {
+    let (folder, path) = folder(&[("x.yaml", Component::file("x", "./guests/hello.wasm").yaml())])?;
+    fs::create_dir(folder.path().join("guests"))?;
+    fs::copy(hello()?, folder.path().join("guests/hello.wasm"))?;
+    let port = place::free_port()?;
+    let host = Host::of([]).args(["-f", &path, "--sidecars", &format!("x={port}")]).start().await?;
+    assert_eq!(get(Protocol::H1, port, "/").await?.text(), "hello\n");
+    drop(host);
+    Ok(())
+}
+
+#[tokio::test]
+async fn events_are_one_json_object_a_line_in_the_order_of_the_specification() -> Result<()> {
+    let store = tempfile::tempdir()?;
+    let components = [Component::guest("good", "hello-wasip2")?, Component::guest("bad", "not-http")?];
+    let mut host = Host::of(components).store(store.path()).start().await?;
+    let port = host.port("good")?;
+    host.signal(Signal::TERM)?;
+    assert_eq!(host.end(Duration::from_secs(10)).await?.code(), Some(0));
+    let events = host.events();
+    assert!(events.iter().all(Value::is_object), "{events:?}");
+    let fields = |event: &Value| event.as_object().map(|fields| fields.keys().cloned().collect::<Vec<_>>()).unwrap_or_default();
+    let expected: [(&str, &[&str]); 6] = [
+        ("worker", &["pid", "restarts"]),
+        ("compiling", &["component", "digest"]),
+        ("ready", &["component", "binding", "port", "urls", "digest", "compiled", "seconds"]),
+        ("failed", &["component", "binding", "port", "reason", "message"]),
+        ("serving", &["ready", "failed"]),
+        ("drained", &["requests"]),
+    ];
+    for (kind, names) in expected {
+        let event = host.event(kind).with_context(|| format!("no event `{kind}`"))?;
+        let mut names: Vec<_> = names.iter().chain(&["event"]).map(ToString::to_string).collect();
+        names.sort();
+        let mut found = fields(&event);
+        found.sort();
+        assert_eq!(found, names, "{event}");
+    }
+    let ready = host.event("ready").context("no event `ready`")?;
+    assert_eq!((&ready["compiled"], ready["port"].as_u64()), (&true.into(), Some(port.into())), "{ready}");
+    assert_eq!(ready["urls"], serde_json::json!([format!("http://localhost:{port}")]), "{ready}");
+    assert!(ready["digest"].as_str().is_some_and(|digest| digest.starts_with("sha256:") && digest.len() == 71), "{ready}");
+    assert_eq!(events.first().map(|event| event["event"].clone()), Some("worker".into()));
+    assert_eq!(events.last().map(|event| event["event"].clone()), Some("drained".into()));
+    Ok(())
+}
+
+/// Starts `pillion run` as for people, waits until standard output holds `until`, ends it, and gives standard output.
+async fn table(args: Vec<String>, until: &'static str) -> Result<String> {
+    let mut command = std::process::Command::new(pillion_tests::program::binary()?);
+    let out = tempfile::NamedTempFile::new()?;
+    let store = place::shared_store()?;
+    command.arg("run").args(args).arg("--store").arg(store).stdout(out.reopen()?).stderr(std::process::Stdio::null());
+    let mut child = command.spawn()?;
+    let said = wait_until(until, Duration::from_secs(60), || {
+        fs::read_to_string(out.path()).ok().filter(|text| text.contains(until))
+    });
+    let said = said.await;
+    pillion_tests::process::signal(child.id(), Signal::TERM)?;
+    tokio::task::spawn_blocking(move || child.wait()).await??;
+    said
+}
+
+#[tokio::test]
+async fn without_sidecars_each_component_gets_a_port_and_a_table_says_which() -> Result<()> {
+    let names = ["one", "two", "three"];
+    let components = names.map(|name| Ok((format!("{name}.yaml"), Component::file(name, hello()?).yaml())));
+    let components = components.into_iter().collect::<Result<Vec<_>>>()?;
+    let components: Vec<_> = components.iter().map(|(name, yaml)| (name.as_str(), yaml.clone())).collect();
+    let (_folder, path) = folder(&components)?;
+    let said = table(vec!["-f".into(), path], "two ").await?;
+    let ports: Vec<u16> = names
+        .iter()
+        .map(|name| {
+            let line = said.lines().find(|line| line.starts_with(name) && line.contains("ready"));
+            let line = line.with_context(|| format!("no line for {name}: {said}"))?;
+            let (_, port) = line.split_once("http://localhost:").context("no URL")?;
+            Ok(port.split(' ').next().unwrap_or_default().parse()?)
+        })
+        .collect::<Result<_>>()?;
+    assert!(ports.iter().all(|&port| port >= 8080), "{ports:?}");
+    let mut different = ports.clone();
+    different.sort_unstable();
+    different.dedup();
+    assert_eq!(different.len(), 3, "{ports:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn several_components_may_be_in_one_file() -> Result<()> {
+    let both = [Component::file("one", hello()?).yaml(), Component::file("two", hello()?).yaml()].join("---\n");
+    let (_folder, path) = folder(&[("both.yaml", both)])?;
+    let (one, two) = (place::free_port()?, place::free_port()?);
+    let sidecars = format!("one={one}, two={two}");
+    let host = Host::of([]).args(["-f", &format!("{path}/both.yaml"), "--sidecars", &sidecars]).start().await?;
+    for port in [one, two] {
+        assert_eq!(get(Protocol::H1, port, "/").await?.text(), "hello\n");
+    }
+    drop(host);
+    Ok(())
+}
+
+#[tokio::test]
+async fn help_says_everything() -> Result<()> {
+    let help = pillion(&["--help"]).await?;
+    assert_eq!(help.code, Some(0));
+    for text in ["run", "compile", "inspect", "--help", "--version"] {
+        assert!(help.stdout.contains(text), "{text}: {}", help.stdout);
+    }
+    for hidden in ["worker", "compiler"] {
+        assert!(!help.stdout.lines().any(|line| line.trim_start().starts_with(&format!("{hidden} "))), "{}", help.stdout);
+    }
+    let run = pillion(&["run", "--help"]).await?.stdout;
+    for text in [
+        "--file", "--sidecars", "--watch", "--address", "--store", "--memory", "--drain-timeout", "--log-format", "--output",
+        "FILE.wasm=PORT", "8080", "127.0.0.1", "30s", "text", "json", "Examples", "Ctrl-C",
+    ] {
+        assert!(run.contains(text), "{text}: {run}");
+    }
+    for command in ["compile", "inspect"] {
+        let help = pillion(&[command, "--help"]).await?;
+        assert!(help.code == Some(0) && help.stdout.contains("FILE"), "{help:?}");
+    }
+    assert!(pillion(&["--version"]).await?.stdout.starts_with("pillion "));
+    Ok(())
+}
+
+#[tokio::test]
+async fn compile_puts_native_code_into_the_store_once() -> Result<()> {
+    let store = tempfile::tempdir()?;
+    let (store_path, hello) = (store.path().display().to_string(), hello()?);
+    for compiled in [true, false] {
+        let ended = pillion(&["compile", "-o", "json", "--store", &store_path, &hello]).await?;
+        assert_eq!(ended.code, Some(0), "{ended:?}");
+        let result: Value = serde_json::from_str(ended.stdout.trim())?;
+        assert_eq!((&result["compiled"], &result["world"]), (&compiled.into(), &"p2".into()), "{result}");
+    }
+    let text = pillion(&["compile", "--store", &store_path, &hello]).await?;
+    assert!(text.code == Some(0) && text.stdout.contains("hello-wasip2.wasm"), "{text:?}");
+    let host = Host::of([Component::file("x", hello)]).store(store.path()).start().await?;
+    assert_eq!(host.event("ready").map(|event| event["compiled"].clone()), Some(false.into()), "a run finds it");
+    Ok(())
+}
+
+#[tokio::test]
+async fn compile_names_what_it_cannot_compile_and_does_the_rest() -> Result<()> {
+    let store = tempfile::tempdir()?;
+    let store_path = store.path().display().to_string();
+    let bad = place::guest("not-http")?.display().to_string();
+    let ended = pillion(&["compile", "-o", "json", "--store", &store_path, &bad, &hello()?]).await?;
+    assert_eq!(ended.code, Some(1), "{ended:?}");
+    assert!(ended.stderr.contains("not-http.wasm") && ended.stderr.contains("no HTTP export"), "{ended:?}");
+    assert!(ended.stdout.contains("hello-wasip2.wasm"), "{ended:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_store_may_be_named_by_a_variable() -> Result<()> {
+    let store = tempfile::tempdir()?;
+    let path = store.path().join("here");
+    let ended = pillion_with(&["compile", &hello()?], &[("PILLION_STORE", &path.display().to_string())]).await?;
+    assert!(ended.code == Some(0) && path.join("native").is_dir(), "{ended:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn inspect_shows_world_imports_and_whether_it_is_served() -> Result<()> {
+    let spin = place::guest("hello-spin")?.display().to_string();
+    let text = pillion(&["inspect", &spin]).await?;
+    assert_eq!(text.code, Some(0), "{text:?}");
+    for expected in ["hello-spin.wasm", "p3", "wasi:http/handler@0.3.", "sha256:", "served   yes"] {
+        assert!(text.stdout.contains(expected), "{expected}: {}", text.stdout);
+    }
+    let bad = place::guest("imports-unknown")?.display().to_string();
+    let json = pillion(&["inspect", "-o", "json", &bad]).await?;
+    assert_eq!(json.code, Some(1), "what cannot be served is told by the exit code too: {json:?}");
+    let seen: Value = serde_json::from_str(json.stdout.trim())?;
+    assert_eq!(seen["world"], "p2", "{seen}");
+    assert!(seen["imports"].as_array().is_some_and(|all| all.contains(&"acme:missing/thing@1.2.3".into())), "{seen}");
+    assert!(seen["refused"].as_str().is_some_and(|why| why.contains("acme:missing/thing@1.2.3")), "{seen}");
+    let core = pillion(&["inspect", &place::guest("core-module")?.display().to_string()]).await?;
+    assert!(core.code == Some(1) && core.stdout.contains("core WebAssembly module"), "{core:?}");
+    Ok(())
+}
+
+async fn faults() -> Result<Host> {
+    Host::of([Component::guest("faults", "faults-p2")?]).drain_timeout("20s").start().await
+}
+
+#[tokio::test]
+async fn ctrl_c_lets_requests_in_flight_finish_and_ends_with_0() -> Result<()> {
+    for signal in [Signal::INT, Signal::TERM] {
+        let mut host = faults().await?;
+        let port = host.port("faults")?;
+        for protocol in Protocol::ALL {
+            get(protocol, port, "/hello").await?;
+        }
+        let in_flight = Protocol::ALL.map(|protocol| tokio::spawn(get(protocol, port, "/sleep?ms=1000")));
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        host.signal(signal)?;
+        let began = Instant::now();
+        for answer in in_flight {
+            let answer = answer.await??;
+            assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, "done\n"), "{signal:?}");
+        }
+        assert_eq!(host.end(Duration::from_secs(5)).await?.code(), Some(0), "{signal:?}");
+        assert!(began.elapsed() < Duration::from_secs(3), "it ends when the requests have: {:?}", began.elapsed());
+        assert_eq!(host.event("drained").map(|event| event["requests"].clone()), Some(4.into()), "{:?}", host.events());
+        assert!(get(Protocol::H1, port, "/hello").await.is_err(), "nobody listens any more");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_idle_host_ends_at_once_also_with_connections_open() -> Result<()> {
+    let mut host = faults().await?;
+    let mut idle = Vec::new();
+    for protocol in Protocol::ALL {
+        let mut connection = Connection::open(protocol, host.port("faults")?).await?;
+        connection.get("/hello").await?;
+        idle.push(connection);
+    }
+    let silent = tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, host.port("faults")?)).await?;
+    host.signal(Signal::INT)?;
+    let began = Instant::now();
+    assert_eq!(host.end(Duration::from_secs(5)).await?.code(), Some(0));
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    drop(silent);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_time_to_drain_is_bounded() -> Result<()> {
+    let mut host = Host::of([Component::guest("faults", "faults-p2")?]).drain_timeout("500ms").start().await?;
+    let port = host.port("faults")?;
+    let never = tokio::spawn(get(Protocol::H1, port, "/sleep?ms=60000"));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    host.signal(Signal::INT)?;
+    let began = Instant::now();
+    assert_eq!(host.end(Duration::from_secs(5)).await?.code(), Some(0));
+    let took = began.elapsed();
+    assert!((Duration::from_millis(450)..Duration::from_secs(2)).contains(&took), "{took:?}");
+    assert!(never.await?.is_err(), "cut");
+    Ok(())
+}
+
+#[tokio::test]
+async fn ctrl_c_twice_ends_at_once() -> Result<()> {
+    let mut host = faults().await?;
+    let port = host.port("faults")?;
+    let never = tokio::spawn(get(Protocol::H1, port, "/sleep?ms=60000"));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    host.signal(Signal::INT)?;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(host.ended().is_none(), "the first one waits for requests");
+    host.signal(Signal::INT)?;
+    host.end(Duration::from_secs(1)).await?;
+    assert!(never.await?.is_err(), "cut");
+    Ok(())
+}
+
+#[tokio::test]
+async fn other_addresses_may_be_listened_on() -> Result<()> {
+    let port = place::free_port()?;
+    let argument = format!("{}={port}", hello()?);
+    let host = Host::of([]).args([argument.as_str(), "--address", "127.0.0.2"]).start().await?;
+    tokio::net::TcpStream::connect(("127.0.0.2", port)).await?;
+    assert!(tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.is_err(), "only what is said");
+    drop(host);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_long_annotation_and_a_relative_folder_work() -> Result<()> {
+    let (folder, path) = folder(&[("x.yaml", Component::file("x", hello()?).yaml())])?;
+    assert!(Path::new(&path).is_absolute());
+    let relative: PathBuf = Path::new(&path).components().filter(|part| part.as_os_str() != "/").collect();
+    let mut up = PathBuf::from("./");
+    up.extend(std::env::current_dir()?.components().skip(1).map(|_| ".."));
+    let sidecars = format!("  x = {}  ,", place::free_port()?);
+    let sidecars = sidecars.trim_end_matches(',').replace(" = ", "=");
+    let args = ["-f".into(), up.join(relative).display().to_string(), "--sidecars".into(), sidecars];
+    let host = Host::of([]).args(args).start().await?;
+    let port = host.event("ready").and_then(|event| event["port"].as_u64()).context("no port")?;
+    assert_eq!(get(Protocol::H1, u16::try_from(port)?, "/").await?.text(), "hello\n");
+    drop(folder);
+    let mut connection = Connection::open(Protocol::H1, u16::try_from(port)?).await?;
+    let answer = connection.fetch(request("GET", "/", empty())?).await?;
+    assert_eq!(answer.text(), "hello\n", "what is served does not need its files any more");
+    Ok(())
+}

@@ -1,0 +1,237 @@
+//! Limits hold, for one request, for a binding and for the node; what was taken comes back.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use pillion_tests::{
+    Answer, Component, Connection, FAULTS, Host, Protocol,
+    client::{empty, request},
+    eventually, get,
+    process::{self, MIB},
+};
+
+/// Fetches a path so often at once, each time over a connection of its own.
+async fn at_once(port: u16, path: &str, many: usize) -> Result<Vec<Answer>> {
+    let answers = (0..many).map(|_| get(Protocol::H1, port, path));
+    futures::future::join_all(answers).await.into_iter().collect()
+}
+
+/// How many of these answers have a `pillion-error`; empty: none.
+fn with(answers: &[Answer], reason: &str) -> usize {
+    answers.iter().filter(|answer| answer.header("pillion-error") == reason).count()
+}
+
+#[tokio::test]
+async fn so_many_run_so_many_wait_and_the_rest_is_turned_away() -> Result<()> {
+    let host = Host::of_faults(|component| component.limit("concurrency", 2).limit("queue", 3)).await?;
+    for guest in FAULTS {
+        let began = Instant::now();
+        let answers = at_once(host.port(guest)?, "/sleep?ms=300", 8).await?;
+        assert_eq!((with(&answers, ""), with(&answers, "concurrency-limit")), (5, 3), "{guest}: {answers:?}");
+        let took = began.elapsed();
+        assert!((900..2_000).contains(&took.as_millis()), "{guest}: two, two and one take 300 ms each: {took:?}");
+        assert_eq!(with(&at_once(host.port(guest)?, "/hello", 5).await?, ""), 5, "{guest}: places are free again");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn waiting_for_a_place_counts_towards_the_head_timeout() -> Result<()> {
+    let host = Host::of_faults(|component| component.limit("concurrency", 1).limit("headTimeout", "300ms")).await?;
+    for guest in FAULTS {
+        let mut first = Connection::open(Protocol::H1, host.port(guest)?).await?;
+        let held = first.send(request("GET", "/body-never", empty())?).await?;
+        let began = Instant::now();
+        let answer = get(Protocol::H1, host.port(guest)?, "/hello").await?;
+        assert_eq!(answer.header("pillion-error"), "head-timeout", "{guest}");
+        assert!((280..1_000).contains(&began.elapsed().as_millis()), "{guest}: {:?}", began.elapsed());
+        drop(held);
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_waits_for_a_place_and_goes_away_leaves_the_queue() -> Result<()> {
+    let host = Host::of_faults(|component| component.limit("concurrency", 1).limit("queue", 1)).await?;
+    for guest in FAULTS {
+        let port = host.port(guest)?;
+        let mut first = Connection::open(Protocol::H1, port).await?;
+        let held = first.send(request("GET", "/body-never", empty())?).await?;
+        for _ in 0..5 {
+            let gone = tokio::time::timeout(Duration::from_millis(50), get(Protocol::H1, port, "/hello")).await;
+            assert!(gone.is_err(), "{guest}: there is no place");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let waiting = tokio::spawn(get(Protocol::H1, port, "/hello"));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        drop((held, first));
+        assert_eq!(waiting.await??.text(), "hello\n", "{guest}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn memory_below_the_limit_is_given_and_above_it_denied() -> Result<()> {
+    let host = Host::of_faults(|component| component.limit("memory", "32Mi")).await?;
+    for guest in FAULTS {
+        let port = host.port(guest)?;
+        assert_eq!(get(Protocol::H1, port, "/touch?mib=20").await?.text(), "done\n", "{guest}");
+        let answer = get(Protocol::H1, port, "/touch?mib=40").await?;
+        assert_eq!((answer.status.as_u16(), answer.header("pillion-error")), (502, "memory-limit"), "{guest}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn cpu_time_is_what_a_guest_computes_and_not_what_it_waits() -> Result<()> {
+    let host = Host::of_faults(|component| component.limit("cpuTime", "150ms")).await?;
+    for guest in FAULTS {
+        let port = host.port(guest)?;
+        assert_eq!(get(Protocol::H1, port, "/sleep?ms=600").await?.text(), "done\n", "{guest}: waiting is free");
+        assert_eq!(get(Protocol::H1, port, "/spin?ms=20").await?.text(), "done\n", "{guest}");
+        let began = Instant::now();
+        let answer = get(Protocol::H1, port, "/spin?ms=5000").await?;
+        assert_eq!(answer.header("pillion-error"), "cpu-limit", "{guest}");
+        assert!(began.elapsed() < Duration::from_secs(2), "{guest}: {:?}", began.elapsed());
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_nodes_memory_is_shared_and_comes_back() -> Result<()> {
+    let components = FAULTS.map(|name| Component::guest(name, name)).into_iter().collect::<Result<Vec<_>>>()?;
+    let host = Host::of(components).args(["--memory", "16Mi"]).start().await?;
+    for guest in FAULTS {
+        let port = host.port(guest)?;
+        for _ in 0..3 {
+            let answers = at_once(port, "/sleep?ms=300", 60).await?;
+            let (served, refused) = (with(&answers, ""), with(&answers, "node-limit"));
+            assert!(served >= 1 && refused >= 1 && served + refused == 60, "{guest}: {served} served, {refused} refused");
+            assert!(answers.iter().all(|answer| answer.status == 200 || answer.header("retry-after") == "1"), "{guest}");
+        }
+        assert_eq!(get(Protocol::H1, port, "/hello").await?.text(), "hello\n", "{guest}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn work_after_the_answer_is_ended_after_the_linger_timeout() -> Result<()> {
+    let host = Host::of_faults(|component| {
+        let component = component.limit("lingerTimeout", "400ms").limit("cpuTime", "1h");
+        component.limit("concurrency", 1).limit("queue", 0)
+    })
+    .await?;
+    for guest in FAULTS {
+        let port = host.port(guest)?;
+        for protocol in Protocol::ALL {
+            for path in ["/body-complete-then-loop", "/body-complete-then-never"] {
+                let began = Instant::now();
+                let answer = get(protocol, port, path).await?;
+                assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, "hello\n"), "{guest} {path}");
+                assert!(began.elapsed() < Duration::from_millis(350), "{guest} {path}: {:?}", began.elapsed());
+                let early = get(protocol, port, "/hello").await?;
+                assert_eq!(early.header("pillion-error"), "concurrency-limit", "{guest} {path}: it still works");
+                let free = async || {
+                    ensure!(get(protocol, port, "/hello").await?.status == 200, "the place is taken");
+                    Ok(began.elapsed())
+                };
+                let took = eventually("the end of lingering", Duration::from_secs(3), free).await?;
+                assert!((350..1_500).contains(&took.as_millis()), "{guest} {path}: {took:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn without_lingering_work_ends_with_the_answer() -> Result<()> {
+    let host = Host::of_faults(|component| {
+        let component = component.limit("lingerTimeout", "0s").limit("cpuTime", "1h");
+        component.limit("concurrency", 1).limit("queue", 0)
+    })
+    .await?;
+    for guest in FAULTS {
+        for path in ["/body-complete-then-loop", "/body-complete-then-never"] {
+            let began = Instant::now();
+            assert_eq!(get(Protocol::H1, host.port(guest)?, path).await?.text(), "hello\n", "{guest} {path}");
+            let free = async || {
+                ensure!(get(Protocol::H1, host.port(guest)?, "/hello").await?.status == 200, "the place is taken");
+                Ok(())
+            };
+            eventually("a free place", Duration::from_secs(2), free).await.with_context(|| format!("{guest} {path}"))?;
+            assert!(began.elapsed() < Duration::from_millis(500), "{guest} {path}: {:?}", began.elapsed());
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_request_that_waits_for_long_does_not_end_before_its_limits() -> Result<()> {
+    let host = Host::of_faults(|component| component.limit("idleTimeout", "200ms").limit("headTimeout", "5s")).await?;
+    for guest in FAULTS {
+        let answer = get(Protocol::H1, host.port(guest)?, "/sleep?ms=800").await?;
+        assert_eq!(answer.text(), "done\n", "{guest}: idleTimeout is about bodies, not about the head");
+    }
+    Ok(())
+}
+
+/// Each misbehaviour with what its caller gets.
+const STORM: [(&str, &str); 4] =
+    [("/loop", "cpu-limit"), ("/alloc", "memory-limit"), ("/trap", "trap"), ("/never", "head-timeout")];
+
+#[tokio::test]
+async fn eight_hundred_faults_at_once_leave_others_alone_and_give_everything_back() -> Result<()> {
+    // 100 of each in each generation.
+    const EACH: usize = 100;
+    let mut components = vec![Component::guest("good", "hello-wasip2")?];
+    for guest in FAULTS {
+        for (path, _) in STORM {
+            let head = if path == "/never" { "2s" } else { "1m" };
+            let component = Component::guest(&format!("{}-{guest}", path.trim_start_matches('/')), guest)?;
+            let component = component.limit("cpuTime", "50ms").limit("memory", "16Mi").limit("headTimeout", head);
+            components.push(component.limit("concurrency", 200).limit("queue", 0));
+        }
+    }
+    let host = Host::of(components).start().await?;
+    let good = host.port("good")?;
+    let storm = async || {
+        let faults = FAULTS.iter().flat_map(|guest| {
+            let host = &host;
+            STORM.iter().map(move |(path, reason)| async move {
+                let port = host.port(&format!("{}-{guest}", path.trim_start_matches('/')))?;
+                let answers = at_once(port, path, EACH).await?;
+                let all: Vec<_> = answers.iter().map(|answer| answer.header("pillion-error")).collect();
+                ensure!(all.iter().all(|seen| seen == reason), "{guest} {path}: {all:?}");
+                Ok(())
+            })
+        });
+        let others = async {
+            let (mut connection, mut slowest) = (Connection::open(Protocol::H1, good).await?, Duration::ZERO);
+            let end = Instant::now() + Duration::from_secs(3);
+            while Instant::now() < end {
+                let began = Instant::now();
+                let answer = connection.get("/").await?;
+                ensure!(answer.status == 200 && answer.text() == "hello\n", "{answer:?}");
+                slowest = slowest.max(began.elapsed());
+            }
+            Ok(slowest)
+        };
+        let (_, slowest) = tokio::try_join!(futures::future::try_join_all(faults), others)?;
+        anyhow::Ok(slowest)
+    };
+    // The first one fills pools that are meant to stay.
+    storm().await?;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let before = process::memory(host.worker()?)?;
+    let slowest = storm().await?;
+    assert!(slowest < Duration::from_secs(1), "the good component answered after {slowest:?}");
+    let back = async || {
+        let after = process::memory(host.worker()?)?;
+        ensure!(after < before + 32 * MIB, "{} MiB before, {} MiB after", before / MIB, after / MIB);
+        ensure!(after < 400 * MIB, "{} MiB", after / MIB);
+        Ok(())
+    };
+    eventually("memory to come back", Duration::from_secs(5), back).await?;
+    assert_eq!(host.events_of("worker").len(), 1, "the worker lives");
+    Ok(())
+}
