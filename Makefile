@@ -8,7 +8,6 @@ export CARGO_TARGET_DIR ?= $(CACHE)/target
 # With a backtrace for each of the engine's errors a request costs a fifth more.
 unexport RUST_BACKTRACE
 
-WASM := $(CARGO_TARGET_DIR)/wasm32-wasip2/release
 SIDECARS := jwt-authz flags whoami
 
 .PHONY: help build catalog guests run test lint doc bench bench-short deny
@@ -26,11 +25,7 @@ build:
 
 catalog:
 	tests/setup build
-	cargo build --locked --release --target wasm32-wasip2 --manifest-path deploy/catalog/Cargo.toml
-	@for name in $(SIDECARS); do \
-		wasm=$(WASM)/$$(echo $$name | tr - _).wasm; \
-		cmp -s $$wasm deploy/catalog/$$name/$$name.wasm || cp $$wasm deploy/catalog/$$name/$$name.wasm || exit 1; \
-	done
+	deploy/catalog/build
 
 guests:
 	tests/setup guests

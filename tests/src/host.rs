@@ -207,7 +207,11 @@ impl Host {
     /// Lines of guests so far, as JSON: `component`, `binding`, `stream`, `message`.
     pub fn guest_lines(&self) -> Vec<Value> {
         let lines = self.log();
-        lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok()).filter(|line| line["target"] == "guest").collect()
+        lines
+            .iter()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+            .filter(|line| line["target"] == "guest")
+            .collect()
     }
 
     /// The end of what it said, for people.
@@ -229,7 +233,7 @@ impl Host {
     /// No worker so far.
     pub fn worker(&self) -> Result<u32> {
         let last = self.events_of("worker").pop().context("there was no worker event")?;
-        Ok(u32::try_from(last["pid"].as_u64().context("a worker event without a pid")?)?)
+        Ok(u32::try_from(last.get("pid").and_then(Value::as_u64).context("a worker event without a pid")?)?)
     }
 
     /// Sends a signal to the supervisor.

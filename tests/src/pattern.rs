@@ -50,7 +50,12 @@ impl Check {
         for piece in bytes.chunks(PIECE) {
             let start = usize::try_from(self.offset % PERIOD as u64)?;
             let expected = self.pattern.slice(start..start + piece.len());
-            ensure!(expected == piece, "the body is not the pattern in the {} bytes from {} on", piece.len(), self.offset);
+            ensure!(
+                expected == piece,
+                "the body is not the pattern in the {} bytes from {} on",
+                piece.len(),
+                self.offset
+            );
             self.offset += piece.len() as u64;
         }
         Ok(())

@@ -32,7 +32,11 @@ impl RawAnswer {
     /// A header's value; empty if it is not there.
     pub fn header(&self, name: &str) -> &str {
         let lines = self.head.lines().skip(1).filter_map(|line| line.split_once(':'));
-        lines.filter(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim()).next().unwrap_or_default()
+        lines
+            .filter(|(key, _)| key.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.trim())
+            .next()
+            .unwrap_or_default()
     }
 
     /// The body as text.
@@ -182,7 +186,8 @@ impl Raw {
         let mut buffer = [0; 16 << 10];
         let read = tokio::time::timeout(WAIT, self.stream.read(&mut buffer)).await;
         let so_far = || format!("after {:?}", shown(&self.unread));
-        let read = read.with_context(|| format!("nothing came within {WAIT:?}")).with_context(so_far)?.with_context(so_far)?;
+        let read =
+            read.with_context(|| format!("nothing came within {WAIT:?}")).with_context(so_far)?.with_context(so_far)?;
         if read == 0 {
             bail!("the connection was closed after {:?}", shown(&self.unread));
         }

@@ -141,7 +141,8 @@ async fn a_body_may_come_in_any_pieces() -> Result<()> {
     let host = faults().await?;
     for guest in FAULTS {
         let mut raw = Raw::connect(host.port(guest)?).await?;
-        let bytes = "POST /echo HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n1;x=y\r\nc\r\n0\r\n\r\n";
+        let bytes =
+            "POST /echo HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n1;x=y\r\nc\r\n0\r\n\r\n";
         for byte in bytes.as_bytes() {
             raw.send([*byte]).await?;
             tokio::task::yield_now().await;
@@ -157,7 +158,9 @@ async fn a_body_may_come_in_any_pieces() -> Result<()> {
 
 /// `/echo` with a trailer, in HTTP/1.1.
 async fn echo_trailers(port: u16, te: &str) -> Result<String> {
-    let head = format!("POST /echo HTTP/1.1\r\nhost: a\r\n{te}trailer: x-sum\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n");
+    let head = format!(
+        "POST /echo HTTP/1.1\r\nhost: a\r\n{te}trailer: x-sum\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
+    );
     let mut raw = Raw::say(port, format!("{head}5\r\nhello\r\n0\r\nx-sum: 42\r\n\r\n")).await?;
     let answer = raw.head().await?;
     ensure!(answer.status == 200, "{}", answer.head);

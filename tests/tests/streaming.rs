@@ -200,7 +200,8 @@ async fn a_guest_that_reads_nothing_holds_the_caller_back() -> Result<()> {
 async fn an_answer_before_the_end_of_the_request_reaches_the_caller() -> Result<()> {
     let host = faults().await?;
     for guest in FAULTS {
-        let mut raw = Raw::say(host.port(guest)?, "POST /hello HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\nx").await?;
+        let mut raw =
+            Raw::say(host.port(guest)?, "POST /hello HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\nx").await?;
         let answer = raw.answer().await?;
         assert_eq!((answer.status, answer.text().as_str()), (200, "hello\n"), "{guest}");
         let mut connection = Connection::open(Protocol::H2, host.port(guest)?).await?;

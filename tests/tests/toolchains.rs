@@ -1,5 +1,7 @@
 //! Components from the toolchains that people use answer, and see what they should see.
 
+#![expect(clippy::indexing_slicing, reason = "JSON gives null for a key that is not there")]
+
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
@@ -36,7 +38,8 @@ async fn a_guest_sees_the_request_as_it_was_made() -> Result<()> {
 
 #[tokio::test]
 async fn the_environment_is_what_the_component_says_and_nothing_of_the_hosts() -> Result<()> {
-    let faults = FAULTS.map(|name| Ok(Component::guest(name, name)?.env("GREETING", "hello, Välkommen").env("EMPTY", "")));
+    let faults =
+        FAULTS.map(|name| Ok(Component::guest(name, name)?.env("GREETING", "hello, Välkommen").env("EMPTY", "")));
     let host = Host::of(faults.into_iter().collect::<Result<Vec<_>>>()?).variable("OF_THE_HOST", "1").start().await?;
     for guest in FAULTS {
         let port = host.port(guest)?;
@@ -85,7 +88,8 @@ async fn log_lines_carry_component_binding_and_stream() -> Result<()> {
             let lines = lines.filter(|line| line["component"] == guest && line["stream"] == stream);
             lines.map(|line| (line["binding"].clone(), line["message"].clone())).collect::<Vec<_>>()
         };
-        wait_until("the lines of the guest", Duration::from_secs(2), || (of("stderr").len() == 1).then_some(())).await?;
+        wait_until("the lines of the guest", Duration::from_secs(2), || (of("stderr").len() == 1).then_some(()))
+            .await?;
         let x = "x".repeat(18);
         let expected: Vec<_> = (0..3).map(|n| (guest.into(), format!("{n} {x}").into())).collect();
         assert_eq!(of("stdout"), expected, "{guest}");
