@@ -21,7 +21,7 @@ fn good() -> Result<Component> {
 /// Checks that the component `good` is served by `host` and the component `bad` is not, for the reason that `expected` is a part of.
 async fn check(host: &Host, reason: &str, expected: &str) -> Result<()> {
     let failed = host.events_of("failed");
-    ensure!(failed.len() == 1, "one event `failed` is enough: {failed:?}");
+    ensure!(failed.len() == 1, "one event `failed` is expected: {:?}", host.events());
     let failed = failed.first().context("no event `failed`")?;
     ensure!(failed["component"] == "bad" && failed["binding"] == "bad", "{failed}");
     ensure!(failed["port"] == host.port("bad")?, "{failed}");
@@ -158,8 +158,8 @@ async fn a_compiler_that_is_killed_is_an_error_of_its_component_alone() -> Resul
     let host = Host::of([Component::guest("bad", "hello-js")?, good()?]).store(store.path()).spawn()?;
     host.wait_for("the good component", Duration::from_secs(30), |event| event["event"] == "ready").await?;
     let compiler = wait_until("a compiler", Duration::from_secs(10), || {
-        let children = process::children(host.supervisor()).into_iter();
-        children.filter(|&child| process::arguments(child).starts_with("pillion compiler")).last()
+        let mut children = process::children(host.supervisor()).into_iter();
+        children.rfind(|&child| process::arguments(child).starts_with("pillion compiler"))
     });
     process::signal(compiler.await?, Signal::KILL)?;
     host.wait_for("an event `serving`", Duration::from_secs(30), |event| event["event"] == "serving").await?;

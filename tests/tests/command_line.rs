@@ -1,7 +1,5 @@
 //! The command line: what is wrong is named, what is right is done.
 
-#![expect(clippy::indexing_slicing, reason = "JSON gives null for a key that is not there")]
-
 use std::{
     fs,
     net::{Ipv4Addr, TcpListener},

@@ -1,7 +1,5 @@
 //! The commands and what they tell: help, events, `compile`, `inspect`.
 
-#![expect(clippy::indexing_slicing, reason = "JSON gives null for a key that is not there")]
-
 use std::time::Duration;
 
 use anyhow::{Context, Result};

@@ -10,8 +10,11 @@ use pillion_tests::{
 /// What the guests send before their fault.
 const SENT: usize = 10 * 1024;
 
+/// A key of `spec.limits` and its value.
+type Limit = (&'static str, &'static str);
+
 /// What ends a body: a path, and the limit that it takes.
-const FAULTS_IN_BODIES: [(&str, &str, Option<(&str, &str)>); 5] = [
+const FAULTS_IN_BODIES: [(&str, &str, Option<Limit>); 5] = [
     ("trap", "/body-trap", None),
     ("cpu", "/body-loop", Some(("cpuTime", "50ms"))),
     ("memory", "/body-alloc", Some(("memory", "16Mi"))),

@@ -1,7 +1,5 @@
 //! Callers that mean harm, or are broken in the same ways: each costs little, and others notice nothing.
 
-#![expect(clippy::indexing_slicing, reason = "JSON gives null for a key that is not there")]
-
 use std::{
     net::Ipv4Addr,
     time::{Duration, Instant},

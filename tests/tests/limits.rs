@@ -1,7 +1,5 @@
 //! Limits hold, for one request, for a binding and for the node; what was taken comes back.
 
-#![expect(clippy::indexing_slicing, reason = "JSON gives null for a key that is not there")]
-
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};

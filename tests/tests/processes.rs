@@ -1,7 +1,5 @@
 //! Three processes: what each may do, and what happens when one dies. An idle host does nothing.
 
-#![expect(clippy::indexing_slicing, reason = "JSON gives null for a key that is not there")]
-
 use std::{
     fs,
     time::{Duration, Instant},

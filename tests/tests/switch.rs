@@ -1,7 +1,5 @@
 //! `--watch`: new versions are served from one request to the next, and none is lost.
 
-#![expect(clippy::indexing_slicing, reason = "JSON gives null for a key that is not there")]
-
 use std::{
     fs,
     path::{Path, PathBuf},

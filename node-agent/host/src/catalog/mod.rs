@@ -90,6 +90,20 @@ pub enum CatalogError {
     },
 }
 
+impl CatalogError {
+    /// Whether the command line is at fault, and not what it names.
+    pub fn is_usage(&self) -> bool {
+        match self {
+            Self::Short { .. }
+            | Self::Unknown { .. }
+            | Self::PortTwice { .. }
+            | Self::Nothing
+            | Self::NoPort { .. } => true,
+            Self::Io { .. } | Self::EmptyFolder(_) | Self::Parse { .. } | Self::Twice { .. } => false,
+        }
+    }
+}
+
 fn names(known: &[Name]) -> String {
     /// More would not help.
     const SHOWN: usize = 20;

@@ -71,6 +71,7 @@ pub fn main() -> ExitCode {
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
         // A command line can be well-formed and still say nothing that makes sense.
-        ExitCode::from(if error.is::<crate::catalog::CatalogError>() || error.is::<run::Usage>() { 2 } else { 1 })
+        let usage = error.downcast_ref().is_some_and(crate::catalog::CatalogError::is_usage);
+        ExitCode::from(if usage { 2 } else { 1 })
     })
 }

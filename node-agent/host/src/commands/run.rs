@@ -26,6 +26,7 @@ use signal_hook::{
 use super::{Output, StoreArgs, output::Told};
 use crate::{
     catalog::{CatalogError, Components, folder, watch},
+    store::Store,
     supervisor::{
         Desired, Input, Supervisor, listen,
         message::{Binding, Event, Log, LogFormat, Reason, Settings},
@@ -34,11 +35,6 @@ use crate::{
 
 /// Where the search for ports begins when none are given.
 const FIRST_PORT: u16 = 8080;
-
-/// A command line that is well-formed and still cannot be done.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(super) struct Usage(String);
 
 /// Serves components on localhost, each at a port of its own.
 #[derive(clap::Args)]
@@ -122,7 +118,11 @@ impl Run {
         let Asked { components, ports } = self.asked()?;
         let log = Log { format: self.log_format, filter: self.log.clone() };
         log.start();
-        let mut output = Written::new(self.output, ports.len());
+        let store = self.store_path()?;
+        // The worker opens it too, but what is wrong with it is to be said here, once.
+        Store::open(&store)?;
+        let asked_for = ports.len();
+        let mut output = Written::new(self.output, asked_for);
         let listeners = Listeners::new(&self.address);
         let mut bindings = Vec::new();
         for (name, port) in ports {
@@ -146,8 +146,8 @@ impl Run {
             .filter(|(name, _)| bound.contains(name))
             .map(|(name, entry)| (name, entry.spec))
             .collect();
-        let settings =
-            Settings { store: self.store_path()?, memory: self.memory, drain_timeout: self.drain_timeout, log };
+        let settings = Settings { store, memory: self.memory, drain_timeout: self.drain_timeout, log };
+        let unbound = asked_for - bindings.len();
         let supervisor = Supervisor::new(Desired { settings, components: components.clone(), bindings });
         terminate_on_signals(supervisor.inputs())?;
         if self.watch {
@@ -155,7 +155,10 @@ impl Run {
         }
         let (inputs, nothing) = (supervisor.inputs(), Cell::new(false));
         let watching = self.watch;
-        supervisor.run(|event| {
+        supervisor.run(|mut event| {
+            if let Event::Serving { failed, .. } = &mut event {
+                *failed += unbound;
+            }
             output.write(&event);
             if let Event::Serving { ready: 0, .. } = event
                 && !watching
@@ -288,12 +291,11 @@ impl Listeners {
             match self.open_at(number) {
                 Ok(listeners) => {
                     self.next.set(number.saturating_add(1));
-                    let port = Port::try_from(number).map_err(|error| Usage(error.to_string()))?;
-                    return Ok(Ok((port, listeners)));
+                    return Ok(Ok((Port::try_from(number)?, listeners)));
                 }
                 Err((_, error)) if error.kind() == io::ErrorKind::AddrInUse => {}
                 Err((address, error)) => {
-                    return Err(Usage(format!("{address} cannot be listened on: {error}")).into());
+                    anyhow::bail!("{address} cannot be listened on: {error}");
                 }
             }
         }

@@ -47,6 +47,8 @@ impl Limits {
     ///
     /// What the kernel refuses.
     pub fn enter(self) -> io::Result<()> {
+        // Nobody waits for it once its supervisor is gone.
+        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
         let limit = |resource, most: u64| {
             // A limit that is lower already stays.
             let most = rustix::process::getrlimit(resource).maximum.map_or(most, |now| now.min(most));
@@ -54,7 +56,9 @@ impl Limits {
         };
         limit(Resource::As, MEMORY)?;
         limit(Resource::Fsize, OUTPUT)?;
-        limit(Resource::Cpu, self.cpu.as_secs())?;
+        // At the soft limit comes SIGXCPU, which tells why; at the hard one SIGKILL.
+        let seconds = self.cpu.as_secs();
+        setrlimit(Resource::Cpu, Rlimit { current: Some(seconds), maximum: Some(seconds.saturating_add(1)) })?;
         limit(Resource::Core, 0)?;
         limit(Resource::Nofile, 16)?;
         set_thread_class(0, ThreadClass::Idle)

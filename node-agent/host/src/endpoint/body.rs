@@ -64,6 +64,11 @@ impl Body for CallerBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let Self { body, idle, run } = &mut *self;
         match Pin::new(body).poll_frame(cx) {
+            Poll::Ready(Some(Err(error))) => {
+                // Nothing more can be read of this connection or stream: no answer to this body would be right.
+                run.stop(Stop::BrokenBody);
+                Poll::Ready(Some(Err(error.into())))
+            }
             Poll::Ready(frame) => {
                 idle.reset();
                 Poll::Ready(frame.map(|frame| frame.map_err(Into::into)))
@@ -112,17 +117,20 @@ pub struct GuestBody {
     run: Arc<Run>,
     /// Bytes that are still to come, where the head says how many there are.
     remaining: Option<u64>,
+    /// HTTP allows this response no body, whatever the guest writes.
+    bodiless: bool,
     complete: bool,
 }
 
-/// The length that a response's head promises; zero where HTTP allows no body.
-fn promised_length(method: &Method, status: StatusCode, headers: &HeaderMap) -> Option<u64> {
-    let bodiless = *method == Method::HEAD
+/// Whether HTTP allows a response no body.
+fn is_bodiless(method: &Method, status: StatusCode) -> bool {
+    *method == Method::HEAD
         || status.is_informational()
-        || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    if bodiless {
-        return Some(0);
-    }
+        || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED)
+}
+
+/// The length that a response's head promises.
+fn promised_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
@@ -135,10 +143,11 @@ impl GuestBody {
         linger: Duration,
         run: Arc<Run>,
     ) -> Response<ReplyBody> {
-        let remaining = promised_length(method, response.status(), response.headers());
+        let bodiless = is_bodiless(method, response.status());
+        let remaining = promised_length(response.headers());
         response.map(|body| {
             let idle = Idle::new(idle);
-            ReplyBody::Guest(Box::new(Self { body, idle, linger, run, remaining, complete: false }))
+            ReplyBody::Guest(Box::new(Self { body, idle, linger, run, remaining, bodiless, complete: bodiless }))
         })
     }
 
@@ -158,6 +167,9 @@ impl Body for GuestBody {
     type Error = Cut;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        if self.bodiless {
+            return Poll::Ready(None);
+        }
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 self.idle.reset();
@@ -176,6 +188,10 @@ impl Body for GuestBody {
                 Some(Err(Cut(End::Stopped(Stop::IdleTimeout))))
             }),
         }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.bodiless
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -236,12 +252,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_promised_length_knows_when_there_is_no_body() {
+    fn the_promised_length_is_the_heads_and_some_answers_have_no_body() {
         let mut headers = HeaderMap::new();
-        assert_eq!(promised_length(&Method::GET, StatusCode::OK, &headers), None);
+        assert_eq!(promised_length(&headers), None);
         headers.insert(header::CONTENT_LENGTH, 7.into());
-        assert_eq!(promised_length(&Method::GET, StatusCode::OK, &headers), Some(7));
-        assert_eq!(promised_length(&Method::HEAD, StatusCode::OK, &headers), Some(0));
-        assert_eq!(promised_length(&Method::GET, StatusCode::NOT_MODIFIED, &headers), Some(0));
+        assert_eq!(promised_length(&headers), Some(7));
+        assert!(is_bodiless(&Method::HEAD, StatusCode::OK));
+        assert!(is_bodiless(&Method::GET, StatusCode::NOT_MODIFIED));
+        assert!(!is_bodiless(&Method::GET, StatusCode::OK));
     }
 }

@@ -139,6 +139,7 @@ impl From<&End> for Problem {
             End::Stopped(Stop::HeadTimeout) => Self::HeadTimeout,
             End::Stopped(Stop::TotalTimeout) => Self::TotalTimeout,
             End::Stopped(Stop::IdleTimeout) => Self::IdleTimeout,
+            End::Stopped(Stop::BrokenBody) => Self::BadRequest("the request's body is malformed or broke off"),
             End::Stopped(Stop::CallerGone | Stop::Linger) => Self::Host("the request was stopped".into()),
             End::Host(text) => Self::Host((*text).into()),
         }

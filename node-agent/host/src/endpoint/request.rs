@@ -25,7 +25,7 @@ use crate::{
     guest::{Guest, call::call, memory::MemoryLimiter},
     scheduler::{
         budget::REQUEST_OVERHEAD,
-        run::{Run, Stop},
+        run::{End, Run, Stop},
     },
 };
 
@@ -89,7 +89,11 @@ async fn answer(endpoint: &Arc<Endpoint>, mut request: Request<Incoming>) -> Res
     shared.scheduler.start(Box::pin(called), Arc::clone(&run), Arc::clone(&endpoint.account));
     let response = match tokio::time::timeout_at(head_by, response).await {
         Ok(Ok(Ok(response))) => response,
-        Ok(Ok(Err(code))) => return Err(Problem::GuestError(code)),
+        Ok(Ok(Err(code))) => {
+            // What stopped it may be what it complains of.
+            let stopped = run.stopped().map(|stop| Problem::from(&End::Stopped(stop)));
+            return Err(stopped.unwrap_or(Problem::GuestError(code)));
+        }
         // The guest's store is gone, so its end is known.
         Ok(Err(_)) => return Err(run.end().map_or(Problem::NoResponse, Problem::from)),
         Err(_) => {
@@ -141,20 +145,19 @@ impl Endpoint {
     /// What is served now; waits while the component is being prepared.
     async fn serving(&self, arrived: Instant) -> Result<Arc<Serving>, Problem> {
         let mut state = self.state.clone();
-        let prepared = |state: &State| !matches!(state, State::Preparing);
         let now = state.borrow_and_update().clone();
-        let now = if prepared(&now) {
-            now
-        } else {
-            // Its settings are not known to be good yet, so the wait is bounded by the default.
-            let hold = Limits::default().head_timeout.get().get();
-            let waited = tokio::time::timeout_at(arrived + hold, state.wait_for(prepared)).await;
-            waited.map_err(|_| Problem::NotReady)?.map_err(|_| Problem::NotReady)?.clone()
+        let now = match now {
+            State::Preparing(hold) => {
+                let decided = state.wait_for(|state| !matches!(state, State::Preparing(_)));
+                let waited = tokio::time::timeout_at(arrived + hold, decided).await;
+                waited.map_err(|_| Problem::NotReady)?.map_err(|_| Problem::NotReady)?.clone()
+            }
+            now => now,
         };
         match now {
             State::Ready(version) => Ok(self.served.of(&version, &self.component, &self.binding)),
             State::Failed(reason) => Err(Problem::Unavailable(reason.to_string())),
-            State::Preparing => Err(Problem::NotReady),
+            State::Preparing(_) => Err(Problem::NotReady),
         }
     }
 
@@ -194,9 +197,6 @@ fn check_head(method: &Method, version: HttpVersion, authority: bool, headers: &
     if first.is_some_and(|host| host.to_str().is_err()) {
         return Err(Problem::BadRequest("the Host header is not text"));
     }
-    if headers.contains_key(header::TRANSFER_ENCODING) && headers.contains_key(header::CONTENT_LENGTH) {
-        return Err(Problem::BadRequest("the request has both Content-Length and Transfer-Encoding"));
-    }
     if *method == Method::CONNECT {
         return Err(Problem::BadRequest("CONNECT is not served: an endpoint is no proxy"));
     }
@@ -230,7 +230,6 @@ mod tests {
         let refused = [
             (get.clone(), vec![], "no Host"),
             (get.clone(), vec![("host", "a"), ("host", "a")], "several Host"),
-            (get.clone(), vec![("host", "a"), ("transfer-encoding", "chunked"), ("content-length", "1")], "both"),
             (get, vec![("host", "a"), ("upgrade", "websocket")], "Upgrade"),
             (Method::CONNECT, vec![("host", "a")], "CONNECT"),
         ];

@@ -22,8 +22,8 @@ use crate::{
 /// What is known of a component.
 #[derive(Clone, Debug)]
 pub enum State {
-    /// It is being stored, compiled or checked.
-    Preparing,
+    /// It is being stored, compiled or checked; requests are held for so long, its `limits.headTimeout`.
+    Preparing(Duration),
     /// It can be served.
     Ready(Arc<Version>),
     /// It cannot be served, for this reason.

@@ -17,8 +17,8 @@ const WASMTIME_VERSION: &str = "48.0.8";
 /// Address space for each linear memory: no component's memory can be larger.
 const MEMORY_RESERVATION: usize = 4 << 30;
 
-/// What stays resident of a freed linear memory. With `PAGEMAP_SCAN` a small instance gets back pages that are already there.
-const MEMORY_KEPT: usize = 1 << 20;
+/// How many bytes of a freed linear memory stay resident. With `PAGEMAP_SCAN` a small instance gets back pages that are there.
+const MEMORY_KEPT: usize = 256 << 10;
 
 /// The same for a table.
 const TABLE_KEPT: usize = 64 << 10;

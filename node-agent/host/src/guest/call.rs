@@ -37,10 +37,12 @@ pub async fn call(
     head: oneshot::Sender<Head>,
     run: Arc<Run>,
 ) {
+    // The sender stays here: where it is dropped unused, the caller must find how the run ended.
+    let mut head = Some(head);
     match &loaded.pre {
         Pre::P2(pre) => {
             let mut store = new_store(pre.engine(), guest, &run);
-            let result = call_p2(pre, &mut store, request, head).await;
+            let result = call_p2(pre, &mut store, request, &mut head).await;
             run.finish(end(result, &store));
         }
         Pre::P3(pre) => {
@@ -52,7 +54,7 @@ pub async fn call(
                 Ok(instance) => instance,
                 Err((store, error)) => return run.finish(end(Err(error), &store)),
             };
-            let result = call_p3(&mut instance, request, head).await;
+            let result = call_p3(&mut instance, request, &mut head).await;
             run.finish(end(result, &instance.store));
             if let Some(reuse) = reuse
                 && run.failure().is_none()
@@ -84,13 +86,14 @@ async fn call_p2(
     pre: &p2::bindings::ProxyPre<Guest>,
     store: &mut Store<Guest>,
     request: Request<CallerBody>,
-    head: oneshot::Sender<Head>,
+    head: &mut Option<oneshot::Sender<Head>>,
 ) -> wasmtime::Result<()> {
     let proxy = pre.instantiate_async(&mut *store).await?;
     let mut http = store.data_mut().http();
     let request = http.new_incoming_request(p2::bindings::http::types::Scheme::Http, request)?;
+    let head = head.take();
     let out = http.new_response_outparam_from_callback(move |response| {
-        _ = head.send(response.map_err(|code| format!("{code:?}")));
+        _ = head.map(|head| head.send(response.map_err(|code| format!("{code:?}"))));
     })?;
     proxy.wasi_http_incoming_handler().call_handle(store, request, out).await
 }
@@ -108,20 +111,21 @@ async fn new_instance(
 async fn call_p3(
     instance: &mut Instance,
     request: Request<CallerBody>,
-    head: oneshot::Sender<Head>,
+    head: &mut Option<oneshot::Sender<Head>>,
 ) -> wasmtime::Result<()> {
     let Instance { store, service, .. } = instance;
+    let mut answered = |answer| head.take().map(|head| head.send(answer));
     let (request, sent) = p3::Request::from_http(store.data_mut().http().hooks, with_authority(request));
     let answer = async |accessor: &wasmtime::component::Accessor<Guest>| {
         let response = match service.handle(accessor, request).await? {
             Ok(response) => response,
             Err(code) => {
-                _ = head.send(Err(format!("{code:?}")));
+                _ = answered(Err(format!("{code:?}")));
                 return Ok(());
             }
         };
         let response = accessor.with(|mut store| response.into_http(&mut store, sent))?;
-        _ = head.send(Ok(response));
+        _ = answered(Ok(response));
         // The guest's task goes on: it writes the body, and may work after it.
         poll_fn(|cx| accessor.poll_no_interesting_tasks(cx)).await;
         wasmtime::Result::Ok(())

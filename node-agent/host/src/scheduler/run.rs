@@ -54,6 +54,8 @@ pub enum Stop {
     TotalTimeout,
     /// It went on for too long after its response.
     Linger,
+    /// The caller's body is malformed or broke off.
+    BrokenBody,
 }
 
 /// Shared state of one run.
@@ -120,6 +122,11 @@ impl Run {
     /// How the run ended, if it has.
     pub fn end(&self) -> Option<&End> {
         self.end.get()
+    }
+
+    /// Why the run was asked to stop, if it was.
+    pub fn stopped(&self) -> Option<Stop> {
+        self.stop.get().copied()
     }
 
     /// The run ended, and not by returning.

@@ -53,6 +53,18 @@ impl Library {
         Ok((artifact, None))
     }
 
+    /// Removes native code that an engine refused, though it is what was written.
+    pub fn forget(&self, artifact: &Artifact, code: &NativeCode) {
+        self.native(code.world).remove(artifact.digest, code);
+    }
+
+    fn native(&self, world: World) -> &Native {
+        match world {
+            World::P2 => &self.p2,
+            World::P3 => &self.p3,
+        }
+    }
+
     /// Opens the files that a compilation of `artifact` needs.
     ///
     /// # Errors
@@ -68,11 +80,7 @@ impl Library {
     ///
     /// A full disk.
     pub fn finish(&self, artifact: &Artifact, job: Job, facts: Facts) -> Result<NativeCode, StoreError> {
-        let native = match facts.world {
-            World::P2 => &self.p2,
-            World::P3 => &self.p3,
-        };
-        native.add(artifact.digest, facts, job.output)
+        self.native(facts.world).add(artifact.digest, facts, job.output)
     }
 }
 

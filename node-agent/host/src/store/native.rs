@@ -137,7 +137,14 @@ impl Native {
         let Manifest { native, size, facts } = manifest;
         // The names of imports and exports are for people who inspect: ten thousand components have too many to keep.
         let Facts { world, memory_minimum, .. } = facts;
-        NativeCode { world, memory_minimum, size, digest: native, path: self.code_path(native), checked: Mutex::new(None) }
+        NativeCode {
+            world,
+            memory_minimum,
+            size,
+            digest: native,
+            path: self.code_path(native),
+            checked: Mutex::new(None),
+        }
     }
 
     fn manifest(&self, component: Digest) -> PathBuf {

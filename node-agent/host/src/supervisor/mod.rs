@@ -29,6 +29,9 @@ use self::{
 /// A worker that lived for less than this is not started again at once, but after as long a pause.
 const CRASH_LOOP: Duration = Duration::from_secs(1);
 
+/// So many workers in a row that fail before they say anything are a fault that the next one will not mend.
+const STILLBORN: u32 = 5;
+
 /// What the supervisor reacts to.
 pub enum Input {
     /// The worker said something; the number says which worker.
@@ -61,6 +64,8 @@ pub struct Supervisor {
     /// The number of the current worker: 0 for the first.
     generation: u32,
     terminating: bool,
+    /// Workers in a row that failed before they said anything.
+    stillborn: u32,
 }
 
 struct Worker {
@@ -72,7 +77,7 @@ struct Worker {
 impl Supervisor {
     /// A supervisor for what is desired. Nothing is started yet.
     pub fn new(desired: Desired) -> Self {
-        Self { desired, inputs: channel(), worker: None, generation: 0, terminating: false }
+        Self { desired, inputs: channel(), worker: None, generation: 0, terminating: false, stillborn: 0 }
     }
 
     /// Where to send what it should react to.
@@ -89,16 +94,19 @@ impl Supervisor {
         self.start_worker(&mut report)?;
         loop {
             match self.inputs.1.recv()? {
-                Input::Worker(generation, incoming) if generation == self.generation => match incoming.message {
-                    FromWorker::Compile { id } => self.compile(id, incoming.descriptors),
-                    FromWorker::Event(event) => {
-                        let drained = matches!(event, Event::Drained { .. });
-                        report(event);
-                        if drained {
-                            return self.end_worker();
+                Input::Worker(generation, incoming) if generation == self.generation => {
+                    self.stillborn = 0;
+                    match incoming.message {
+                        FromWorker::Compile { id } => self.compile(id, incoming.descriptors),
+                        FromWorker::Event(event) => {
+                            let drained = matches!(event, Event::Drained { .. });
+                            report(event);
+                            if drained {
+                                return self.end_worker();
+                            }
                         }
                     }
-                },
+                }
                 Input::Compiled(generation, id, result) if generation == self.generation => {
                     self.tell(&ToWorker::Compiled { id, result });
                 }
@@ -108,6 +116,10 @@ impl Supervisor {
                     if self.bury_worker() {
                         return Ok(());
                     }
+                    anyhow::ensure!(
+                        self.stillborn < STILLBORN,
+                        "{STILLBORN} workers failed one after another as they started; see what they logged"
+                    );
                     self.generation += 1;
                     self.start_worker(&mut report)?;
                 }
@@ -196,10 +208,14 @@ impl Supervisor {
         let Some(mut worker) = self.worker.take() else { return self.terminating };
         // Its end of the link is closed: if it is not dead it is of no use.
         _ = worker.process.kill();
-        let status = worker.process.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
+        let ended = worker.process.wait();
+        let failed = ended.as_ref().is_ok_and(|status| status.code().is_some());
+        let status = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
         if self.terminating {
             return true;
         }
+        // One that is killed says nothing about the next one.
+        self.stillborn += u32::from(failed);
         tracing::error!(%status, pid = worker.process.id(), "the worker died; the next one starts");
         let lived = worker.started.elapsed();
         if lived < CRASH_LOOP && self.generation > 2 {

@@ -36,6 +36,8 @@ pub(super) struct Preparation {
     /// Which of the component's preparations this is: a newer one replaces it.
     pub(super) generation: u64,
     pub(super) began: Instant,
+    /// Native code that is on disk is not to be used.
+    pub(super) anew: bool,
 }
 
 /// A component whose native code is not on disk.
@@ -100,7 +102,15 @@ impl Preparer {
     /// Stores the component's file and looks for its native code.
     pub(super) async fn look_up(self: Arc<Self>, preparation: Preparation) -> LookedUp {
         let Image::Path(path) = preparation.spec.image.clone();
-        let found = blocking(move || self.library.find(Path::new(&path))).await;
+        let anew = preparation.anew;
+        let found = blocking(move || {
+            let (artifact, native) = self.library.find(Path::new(&path))?;
+            if let Some(native) = native.as_ref().filter(|_| anew) {
+                self.library.forget(&artifact, native);
+            }
+            Ok((artifact, native.filter(|_| !anew)))
+        })
+        .await;
         match found {
             Ok((artifact, None)) => LookedUp::Uncompiled(Unprepared { preparation, artifact }),
             Ok((artifact, Some(native))) => {

@@ -27,6 +27,8 @@ struct Known {
 struct Wanted {
     spec: ComponentSpec,
     generation: u64,
+    /// What became of it is known.
+    decided: bool,
 }
 
 impl Known {
@@ -38,19 +40,21 @@ impl Known {
 impl Registry {
     /// A component is wanted like this. Even if its settings are the same, its file may have changed.
     pub(super) fn want(&mut self, name: Name, spec: ComponentSpec) -> Option<Preparation> {
-        let known = self.components.entry(name.clone()).or_insert_with(|| Known::new(State::Preparing));
+        let preparing = State::Preparing(spec.limits.head_timeout.get().get());
+        let known = self.components.entry(name.clone()).or_insert_with(|| Known::new(preparing.clone()));
         let generation = known.wanted.as_ref().map_or(0, |wanted| wanted.generation + 1);
         if known.wanted.is_none() {
-            known.state.send_replace(State::Preparing);
+            known.state.send_replace(preparing);
         }
-        known.wanted = Some(Wanted { spec: spec.clone(), generation });
-        Some(Preparation { name, spec, generation, began: Instant::now() })
+        known.wanted = Some(Wanted { spec: spec.clone(), generation, decided: false });
+        Some(Preparation { name, spec, generation, began: Instant::now(), anew: false })
     }
 
-    /// A component's native code was found broken.
+    /// A component's native code cannot be loaded: it has to be made anew, unless that is being done.
     pub(super) fn prepare_again(&mut self, name: &Name) -> Option<Preparation> {
-        let spec = self.components.get(name)?.wanted.as_ref()?.spec.clone();
-        self.want(name.clone(), spec)
+        let wanted = self.components.get(name)?.wanted.as_ref()?;
+        let spec = wanted.decided.then(|| wanted.spec.clone())?;
+        Some(Preparation { anew: true, ..self.want(name.clone(), spec)? })
     }
 
     /// A binding; gives where its component's state is told.
@@ -65,10 +69,11 @@ impl Registry {
     /// Takes in what became of a preparation; gives what people want to know of it.
     pub(super) fn decide(&mut self, prepared: Prepared) -> Vec<Event> {
         let Prepared { preparation, result } = prepared;
-        let Some(known) = self.components.get(&preparation.name) else { return Vec::new() };
-        if known.wanted.as_ref().is_none_or(|wanted| wanted.generation != preparation.generation) {
+        let Some(known) = self.components.get_mut(&preparation.name) else { return Vec::new() };
+        match &mut known.wanted {
+            Some(wanted) if wanted.generation == preparation.generation => wanted.decided = true,
             // A newer one is on its way.
-            return Vec::new();
+            _ => return Vec::new(),
         }
         let now = known.state.borrow().clone();
         if let (State::Ready(now), Ok(Outcome { version, compiled: false })) = (&now, &result)
@@ -92,7 +97,7 @@ impl Registry {
         let (mut ready, mut failed) = (0, 0);
         for known in self.components.values() {
             match &*known.state.borrow() {
-                State::Preparing => return None,
+                State::Preparing(_) => return None,
                 State::Ready(_) => ready += known.bindings.len(),
                 State::Failed(_) => failed += known.bindings.len(),
             }
@@ -144,7 +149,7 @@ mod tests {
         let state = registry.bind(binding("a", 8080));
         assert!(matches!(&*state.borrow(), State::Failed(why) if why.contains("\"a\"")));
         let first = registry.want("a".parse().unwrap(), spec()).unwrap();
-        assert!(matches!(&*state.borrow(), State::Preparing));
+        assert!(matches!(&*state.borrow(), State::Preparing(_)));
         assert_eq!(registry.all_decided(), None);
         let events = registry.decide(failed(&first, "broken"));
         assert!(matches!(&events[..], [Event::Failed { message, .. }] if message == "broken"));
@@ -159,7 +164,7 @@ mod tests {
         let first = registry.want("a".parse().unwrap(), spec()).unwrap();
         let second = registry.want("a".parse().unwrap(), spec()).unwrap();
         assert!(registry.decide(failed(&first, "old")).is_empty());
-        assert!(matches!(&*state.borrow(), State::Preparing));
+        assert!(matches!(&*state.borrow(), State::Preparing(_)));
         assert_eq!(registry.decide(failed(&second, "new")).len(), 1);
     }
 }
