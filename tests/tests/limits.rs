@@ -227,7 +227,9 @@ async fn eight_hundred_faults_at_once_leave_others_alone_and_give_everything_bac
         let (_, slowest) = tokio::try_join!(futures::future::try_join_all(faults), others)?;
         anyhow::Ok(slowest)
     };
-    // The first one fills pools that are meant to stay.
+    // The first one fills pools that are meant to stay. A slot that was used keeps its stack, some 45 KiB, and each storm may use
+    // other slots.
+    let kept = 2 * 4 * EACH as u64 * (64 << 10);
     storm().await?;
     tokio::time::sleep(Duration::from_millis(300)).await;
     let before = process::memory(host.worker()?)?;
@@ -235,7 +237,7 @@ async fn eight_hundred_faults_at_once_leave_others_alone_and_give_everything_bac
     assert!(slowest < Duration::from_secs(1), "the good component answered after {slowest:?}");
     let back = async || {
         let after = process::memory(host.worker()?)?;
-        ensure!(after < before + 32 * MIB, "{} MiB before, {} MiB after", before / MIB, after / MIB);
+        ensure!(after < before + kept, "{} MiB before, {} MiB after", before / MIB, after / MIB);
         ensure!(after < 400 * MIB, "{} MiB", after / MIB);
         Ok(())
     };

@@ -13,7 +13,7 @@ use futures::FutureExt;
 use http::{HeaderMap, Method, Request, Response, Version as HttpVersion, header};
 use hyper::body::Incoming;
 use pillion_protocol::component::Limits;
-use tokio::{sync::oneshot, time::Instant};
+use tokio::time::Instant;
 
 use super::{
     Counted, Endpoint, State,
@@ -22,7 +22,11 @@ use super::{
     served::Serving,
 };
 use crate::{
-    guest::{Guest, call::call, memory::MemoryLimiter},
+    guest::{
+        Guest,
+        call::{HeadSender, call},
+        memory::MemoryLimiter,
+    },
     scheduler::{
         budget::REQUEST_OVERHEAD,
         run::{End, Run, Stop},
@@ -69,19 +73,20 @@ async fn answer(endpoint: &Arc<Endpoint>, mut request: Request<Incoming>) -> Res
     let guest = Guest::new(&serving.surroundings, MemoryLimiter::new(limits.memory.get().get(), &shared.memory));
     let method = request.method().clone();
     let request = request.map(|body| CallerBody::new(body, limits.idle_timeout.get().get(), Arc::clone(&run)));
-    let (head, response) = oneshot::channel();
+    let (head, response) = HeadSender::new();
     let reuse = serving.reuse.clone();
     let called = {
         let run = Arc::clone(&run);
         let total = limits.total_timeout.map(|total| arrived + total.get().get());
         async move {
-            let called = call(loaded, guest, reuse, request, head, Arc::clone(&run));
+            let called = call(loaded, guest, reuse, request, head.clone(), Arc::clone(&run));
             match total {
                 None => called.await,
                 Some(total) => within(total, &run, called).await,
             }
-            // Free again once the store is gone.
+            // Free again once the store is gone, and before its caller can learn that no head will come.
             drop((place, instance, overhead, counted));
+            drop(head);
         }
     };
     // From here on the guest ends when this future is dropped: its caller went away.

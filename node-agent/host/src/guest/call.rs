@@ -1,6 +1,9 @@
 //! Calling a guest: one request in, one response out, over either world.
 
-use std::{future::poll_fn, sync::Arc};
+use std::{
+    future::poll_fn,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use http::{Request, Response, Uri};
 use tokio::sync::oneshot;
@@ -27,6 +30,24 @@ const HANDLES: usize = 10_000;
 /// What a guest answers first: the response's head with its body to come, or a `wasi:http` error code in words.
 pub type Head = Result<Response<WasiBody>, String>;
 
+/// Where the head goes. Who waits for it learns that none will come when the last clone is dropped: the one who made it keeps
+/// one until all that the request held is free again.
+#[derive(Clone)]
+pub struct HeadSender(Arc<Mutex<Option<oneshot::Sender<Head>>>>);
+
+impl HeadSender {
+    /// A sender, and where its head arrives.
+    pub fn new() -> (Self, oneshot::Receiver<Head>) {
+        let (sender, receiver) = oneshot::channel();
+        (Self(Arc::new(Mutex::new(Some(sender)))), receiver)
+    }
+
+    fn send(&self, head: Head) {
+        let sender = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        _ = sender.map(|sender| sender.send(head));
+    }
+}
+
 /// Calls the guest, sends the head when it comes, and ends when the guest has. How it ended is in `run` before anything that
 /// the caller could notice is dropped.
 pub async fn call(
@@ -34,15 +55,13 @@ pub async fn call(
     guest: Guest,
     reuse: Option<Arc<Reuse>>,
     request: Request<CallerBody>,
-    head: oneshot::Sender<Head>,
+    head: HeadSender,
     run: Arc<Run>,
 ) {
-    // The sender stays here: where it is dropped unused, the caller must find how the run ended.
-    let mut head = Some(head);
     match &loaded.pre {
         Pre::P2(pre) => {
             let mut store = new_store(pre.engine(), guest, &run);
-            let result = call_p2(pre, &mut store, request, &mut head).await;
+            let result = call_p2(pre, &mut store, request, head).await;
             run.finish(end(result, &store));
         }
         Pre::P3(pre) => {
@@ -54,7 +73,7 @@ pub async fn call(
                 Ok(instance) => instance,
                 Err((store, error)) => return run.finish(end(Err(error), &store)),
             };
-            let result = call_p3(&mut instance, request, &mut head).await;
+            let result = call_p3(&mut instance, request, head).await;
             run.finish(end(result, &instance.store));
             if let Some(reuse) = reuse
                 && run.failure().is_none()
@@ -86,14 +105,13 @@ async fn call_p2(
     pre: &p2::bindings::ProxyPre<Guest>,
     store: &mut Store<Guest>,
     request: Request<CallerBody>,
-    head: &mut Option<oneshot::Sender<Head>>,
+    head: HeadSender,
 ) -> wasmtime::Result<()> {
     let proxy = pre.instantiate_async(&mut *store).await?;
     let mut http = store.data_mut().http();
     let request = http.new_incoming_request(p2::bindings::http::types::Scheme::Http, request)?;
-    let head = head.take();
     let out = http.new_response_outparam_from_callback(move |response| {
-        _ = head.map(|head| head.send(response.map_err(|code| format!("{code:?}"))));
+        head.send(response.map_err(|code| format!("{code:?}")));
     })?;
     proxy.wasi_http_incoming_handler().call_handle(store, request, out).await
 }
@@ -108,24 +126,19 @@ async fn new_instance(
     }
 }
 
-async fn call_p3(
-    instance: &mut Instance,
-    request: Request<CallerBody>,
-    head: &mut Option<oneshot::Sender<Head>>,
-) -> wasmtime::Result<()> {
+async fn call_p3(instance: &mut Instance, request: Request<CallerBody>, head: HeadSender) -> wasmtime::Result<()> {
     let Instance { store, service, .. } = instance;
-    let mut answered = |answer| head.take().map(|head| head.send(answer));
     let (request, sent) = p3::Request::from_http(store.data_mut().http().hooks, with_authority(request));
     let answer = async |accessor: &wasmtime::component::Accessor<Guest>| {
         let response = match service.handle(accessor, request).await? {
             Ok(response) => response,
             Err(code) => {
-                _ = answered(Err(format!("{code:?}")));
+                head.send(Err(format!("{code:?}")));
                 return Ok(());
             }
         };
         let response = accessor.with(|mut store| response.into_http(&mut store, sent))?;
-        _ = answered(Ok(response));
+        head.send(Ok(response));
         // The guest's task goes on: it writes the body, and may work after it.
         poll_fn(|cx| accessor.poll_no_interesting_tasks(cx)).await;
         wasmtime::Result::Ok(())
