@@ -125,21 +125,18 @@ async fn a_full_queue_is_503_at_once() -> Result<()> {
     for guest in FAULTS {
         let port = host.port(guest)?;
         for protocol in Protocol::ALL {
-            let mut first = Connection::open(protocol, port).await?;
             // The guest before may still be on its way out. When the head is out, this one has its place.
-            let hold = tokio::time::timeout(Duration::from_secs(2), async {
-                loop {
-                    let held = first.send(request("GET", "/body-never", empty())?).await?;
-                    if held.status() == 200 {
-                        return anyhow::Ok(held);
-                    }
-                }
-            });
-            let held = hold.await??;
+            let hold = async || {
+                let mut connection = Connection::open(protocol, port).await?;
+                let held = connection.send(request("GET", "/body-never", empty())?).await?;
+                ensure!(held.status() == 200, "{}", held.status());
+                Ok((connection, held))
+            };
+            let held = eventually("a place", Duration::from_secs(2), hold).await?;
             let began = Instant::now();
             check(&get(protocol, port, "/hello").await?, guest, 503, "concurrency-limit")?;
             assert!(began.elapsed() < Duration::from_millis(500), "{:?}", began.elapsed());
-            drop((held, first));
+            drop(held);
             let free = async || {
                 let answer = get(protocol, port, "/hello").await?;
                 ensure!(answer.status == 200, "{}", answer.status);

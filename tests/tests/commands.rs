@@ -1,6 +1,6 @@
 //! The commands and what they tell: help, events, `compile`, `inspect`.
 
-use std::time::Duration;
+use std::{fmt::Write as _, time::Duration};
 
 use anyhow::{Context, Result};
 use pillion_tests::{
@@ -51,6 +51,24 @@ async fn events_are_one_json_object_a_line_in_the_order_of_the_specification() -
     );
     assert_eq!(events.first().map(|event| event["event"].clone()), Some("worker".into()));
     assert_eq!(events.last().map(|event| event["event"].clone()), Some("drained".into()));
+    Ok(())
+}
+
+#[tokio::test]
+async fn each_binding_has_its_event_before_all_are_decided() -> Result<()> {
+    const MANY: usize = 1_000;
+    // What is decided fastest: there is nothing to read. Many, so that some are while others are not yet known.
+    let mut yaml = Component::guest("good", "hello-wasip2")?.yaml();
+    for number in 0..MANY {
+        write!(yaml, "---\n{}", Component::file(&format!("gone-{number}"), "/nowhere/gone.wasm").yaml())?;
+    }
+    let folder = tempfile::tempdir()?;
+    std::fs::write(folder.path().join("many.yaml"), yaml)?;
+    for _ in 0..4 {
+        let host = Host::of([]).args(["-f".as_ref(), folder.path().as_os_str()]).start().await?;
+        let (ready, failed) = (host.events_of("ready").len(), host.events_of("failed").len());
+        assert_eq!((ready, failed), (1, MANY), "{:?}", host.event("serving"));
+    }
     Ok(())
 }
 

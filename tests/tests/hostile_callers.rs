@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use pillion_tests::{
     Component, Connection, FAULTS, Host, Protocol, Raw,
     client::{empty, request},
@@ -59,6 +59,38 @@ async fn who_sends_no_head_within_10_seconds_is_cut_off() -> Result<()> {
         Ok(())
     };
     tokio::try_join!(futures::future::try_join_all(callers), meanwhile)?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_sends_no_next_head_within_60_seconds_of_an_answer_is_cut_off() -> Result<()> {
+    let host = faults().await?;
+    let port = host.port("faults-p2")?;
+    let http_1 = async {
+        let mut raw = Raw::say(port, "GET /hello HTTP/1.1\r\nhost: a\r\n\r\n").await?;
+        ensure!(raw.answer().await?.text() == "hello\n", "an answer");
+        let began = Instant::now();
+        let rest = raw.rest_within(Duration::from_secs(75)).await?;
+        ensure!(rest.is_empty(), "{:?}", String::from_utf8_lossy(&rest));
+        Ok(("HTTP/1.1", began.elapsed()))
+    };
+    let http_2 = async {
+        // A caller that answers pings: it lives, and wants nothing.
+        let stream = tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
+        let (sender, connection) = h2::client::handshake(stream).await?;
+        let closed = tokio::spawn(connection);
+        let request = hyper::Request::get(format!("http://localhost:{port}/hello")).body(())?;
+        let (answer, _) = sender.ready().await?.send_request(request, true)?;
+        let mut body = answer.await?.into_body();
+        while body.data().await.transpose()?.is_some() {}
+        let began = Instant::now();
+        tokio::time::timeout(Duration::from_secs(75), closed).await.context("HTTP/2: open after 75 s")??.ok();
+        anyhow::Ok(("HTTP/2", began.elapsed()))
+    };
+    let (http_1, http_2) = tokio::join!(http_1, http_2);
+    for (protocol, took) in [http_1?, http_2?] {
+        assert!((59_000..65_000).contains(&took.as_millis()), "{protocol}: cut off after {took:?}");
+    }
     Ok(())
 }
 

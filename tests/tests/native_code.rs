@@ -49,8 +49,7 @@ async fn compiled_again(store: &Path) -> Result<()> {
         Ok(())
     };
     eventually("an answer of native code that was made again", Duration::from_secs(20), served).await?;
-    let compiled = host.events_of("ready").iter().any(|event| event["compiled"] == true);
-    ensure!(compiled, "it was not compiled again: {:?}", host.events());
+    host.wait_for("an event of its new native code", Duration::from_secs(2), |event| event["compiled"] == true).await?;
     ensure!(host.events_of("worker").len() == 1, "the worker died of it: {:?}", host.events());
     drop(host);
     let host = Host::of([good()?]).store(store).start().await?;

@@ -10,5 +10,6 @@ fn main() -> ExitCode {
     // of it is little: without them an idle worker needs half of the memory. Children inherit this; where the kernel has no such
     // switch it has no huge pages either.
     _ = rustix::thread::disable_transparent_huge_pages(true);
+    pillion_host::sys::keep_inherited_descriptors();
     pillion_host::commands::main()
 }

@@ -1,4 +1,4 @@
-//! The only `unsafe` of this crate: loading native code, and the scheduling class of threads.
+//! The only `unsafe` of this crate: loading native code, the scheduling class of threads, inherited descriptors.
 
 #![allow(unsafe_code)]
 
@@ -20,6 +20,13 @@ pub fn load_native_code(engine: &Engine, file: &File) -> wasmtime::Result<Compon
     // SAFETY: the store verified the bytes behind this very descriptor against the digest that it recorded when its own compiler
     // child wrote them, and native code is only ever renamed into place or unlinked, never changed in place.
     unsafe { Component::deserialize_file(engine, path) }
+}
+
+/// Keeps the descriptors that were inherited from whoever started this process, beside standard input, output and error, from its
+/// children. Our own are close-on-exec from the start.
+pub fn keep_inherited_descriptors() {
+    // SAFETY: the call sets a flag on descriptors and touches no memory. Where the kernel lacks it (before 5.11) nothing changes.
+    unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
 }
 
 /// What a thread is to the kernel's scheduler.

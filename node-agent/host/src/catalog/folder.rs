@@ -16,6 +16,9 @@ use super::{CatalogError, Components, Entry};
 /// The largest YAML file, in bytes.
 const MAX_FILE: u64 = 16 << 20;
 
+/// The most components in one file.
+const MAX_COMPONENTS: usize = 50_000;
+
 /// Reads the components in files, and in the `.yaml` and `.yml` files of folders (not of folders in them).
 ///
 /// # Errors
@@ -94,7 +97,16 @@ fn read_file(path: &Path) -> Result<Vec<(Name, Entry)>, CatalogError> {
         return Err(parse(format!("{size} bytes are too many: at most {MAX_FILE} are allowed")));
     }
     let text = fs::read_to_string(path).map_err(io(path))?;
-    let components: Vec<Component> = serde_saphyr::from_multiple(&text).map_err(|error| parse(error.to_string()))?;
+    // The file's size bounds it; the defaults are for strangers' text, and hold a thousand components.
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_documents: MAX_COMPONENTS,
+            max_events: 100 * MAX_COMPONENTS,
+            max_nodes: 100 * MAX_COMPONENTS,
+        },
+    };
+    let components: Vec<Component> =
+        serde_saphyr::from_multiple_with_options(&text, options).map_err(|error| parse(error.to_string()))?;
     if components.is_empty() {
         return Err(parse("there is no component in it".into()));
     }

@@ -62,7 +62,7 @@ impl Seen {
                 println!("  exports  {export}");
             }
             for import in &facts.imports {
-                let note = if is_offered(import) { "" } else { "   <- not offered" };
+                let note = if is_offered(import, facts.world) { "" } else { "   <- not offered" };
                 println!("  imports  {import}{note}");
             }
         }

@@ -49,41 +49,58 @@ pub enum Refusal {
 /// The interfaces that the linkers hold, as people should read them.
 struct Offered;
 
-/// Packages with the versions that are offered: any patch release of 0.2 or 0.3.
-const PACKAGES: [(&str, &[&str]); 7] = [
-    ("wasi:cli", &["0.2.", "0.3."]),
-    ("wasi:clocks", &["0.2.", "0.3."]),
-    ("wasi:filesystem", &["0.2.", "0.3."]),
-    ("wasi:http", &["0.2.", "0.3."]),
-    ("wasi:io", &["0.2."]),
-    ("wasi:random", &["0.2.", "0.3."]),
-    ("wasi:sockets", &["0.2.", "0.3."]),
+const TERMINALS: &str = "terminal-input terminal-output terminal-stdin terminal-stdout terminal-stderr";
+const RANDOM: &str = "random insecure insecure-seed";
+
+/// Any patch release of these, for either world. `guest::link` links them.
+const P2: [(&str, &str); 7] = [
+    ("wasi:cli", "environment exit stdin stdout stderr"),
+    ("wasi:clocks", "wall-clock monotonic-clock"),
+    ("wasi:filesystem", "types preopens"),
+    ("wasi:http", "types outgoing-handler"),
+    ("wasi:io", "error poll streams"),
+    ("wasi:random", RANDOM),
+    ("wasi:sockets", "network instance-network tcp tcp-create-socket udp udp-create-socket ip-name-lookup"),
+];
+
+/// Any patch release of these, for p3 alone.
+const P3: [(&str, &str); 6] = [
+    ("wasi:cli", "types environment exit stdin stdout stderr"),
+    ("wasi:clocks", "types system-clock monotonic-clock"),
+    ("wasi:filesystem", "types preopens"),
+    ("wasi:http", "types client"),
+    ("wasi:random", RANDOM),
+    ("wasi:sockets", "types ip-name-lookup"),
 ];
 
 /// Drafts have exact versions.
-const EXACT: [&str; 1] = ["wasi:config/store@0.2.0-rc.1"];
+const CONFIG: &str = "wasi:config/store@0.2.0-rc.1";
 
 impl fmt::Display for Offered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (package, versions) in PACKAGES {
-            write!(f, "{package}@")?;
-            for (i, version) in versions.iter().enumerate() {
-                write!(f, "{}{version}x", if i == 0 { "" } else { "|" })?;
+        for (packages, version) in [(&P2[..], "0.2.x"), (&P3[..], "0.3.x (for p3)")] {
+            for (package, interfaces) in packages {
+                write!(f, "{package}/{{{}}}@{version}, ", interfaces.replace(' ', ","))?;
             }
-            f.write_str(", ")?;
         }
-        f.write_str(&EXACT.join(", "))
+        f.write_str(CONFIG)
     }
 }
 
-/// Whether an import's name is one of an interface that is offered.
-pub fn is_offered(import: &str) -> bool {
-    let known = |(name, version): (&str, &str)| {
-        let package = name.split('/').next().unwrap_or_default();
-        let release = !version.contains('-');
-        release && PACKAGES.iter().any(|(p, versions)| *p == package && versions.iter().any(|v| version.starts_with(v)))
+/// Whether a component of `world` finds what it imports by this name.
+pub fn is_offered(import: &str, world: World) -> bool {
+    let Some((name, version)) = import.split_once('@') else { return false };
+    let Some((package, interface)) = name.split_once('/').filter(|(_, interface)| !interface.is_empty()) else {
+        return false;
     };
-    EXACT.contains(&import) || import.split_once('@').is_some_and(known)
+    let holds = |packages: &[(&str, &str)]| {
+        let terminals = if package == "wasi:cli" { TERMINALS } else { "" };
+        packages
+            .iter()
+            .any(|(p, list)| *p == package && list.split(' ').chain(terminals.split(' ')).any(|i| i == interface))
+    };
+    let release = |minor: &str| version.starts_with(minor) && !version.contains('-');
+    import == CONFIG || release("0.2.") && holds(&P2) || world == World::P3 && release("0.3.") && holds(&P3)
 }
 
 /// Exports or imports and memories, as found.
@@ -117,7 +134,7 @@ impl Facts {
     ///
     /// [`Refusal::Imports`] with all of their names.
     pub fn accept(self) -> Result<Self, Refusal> {
-        let missing: Vec<_> = self.imports.iter().filter(|import| !is_offered(import)).cloned().collect();
+        let missing: Vec<_> = self.imports.iter().filter(|import| !is_offered(import, self.world)).cloned().collect();
         if missing.is_empty() { Ok(self) } else { Err(Refusal::Imports(missing)) }
     }
 }
@@ -169,15 +186,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn offered_are_releases_of_the_known_packages_and_nothing_else() {
-        for offered in [
-            "wasi:cli/environment@0.2.0",
-            "wasi:http/types@0.2.12",
-            "wasi:http/client@0.3.0",
-            "wasi:config/store@0.2.0-rc.1",
-        ] {
-            assert!(is_offered(offered), "{offered}");
+    fn offered_are_releases_of_the_known_interfaces_and_nothing_else() {
+        let p2 = ["wasi:cli/environment@0.2.0", "wasi:cli/terminal-stdin@0.2.6", "wasi:http/types@0.2.12", CONFIG];
+        for offered in p2 {
+            assert!(is_offered(offered, World::P2) && is_offered(offered, World::P3), "{offered}");
         }
+        assert!(is_offered("wasi:http/client@0.3.0", World::P3));
+        assert!(!is_offered("wasi:http/client@0.3.0", World::P2));
         for other in [
             "wasi:keyvalue/store@0.2.0",
             "acme:missing/thing@1.2.3",
@@ -188,8 +203,11 @@ mod tests {
             "thing",
             "",
             "wasi:cli-evil/x@0.2.0",
+            "wasi:cli/nonsense@0.2.0",
+            "wasi:http/terminal-stdin@0.2.0",
+            "wasi:cli/@0.2.0",
         ] {
-            assert!(!is_offered(other), "{other}");
+            assert!(!is_offered(other, World::P3), "{other}");
         }
     }
 

@@ -1,8 +1,8 @@
 //! The compiler: a short-lived child process that turns one component into native code.
 //!
 //! It reads bytes that a stranger wrote, with a large parser and a large compiler, so it has nothing worth taking: one thread,
-//! three descriptors (the component in, the native code out, a pipe for its report), no network, limits on memory, time and
-//! output, the lowest scheduling class. The supervisor starts it, so that the worker never executes a program.
+//! three descriptors (the component in, the native code out, a pipe for its report), an empty environment, limits on memory,
+//! time and output, the lowest scheduling class. The supervisor starts it, so that the worker never executes a program.
 
 pub mod facts;
 pub mod limits;

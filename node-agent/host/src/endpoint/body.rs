@@ -113,7 +113,6 @@ impl std::error::Error for Cut {}
 pub struct GuestBody {
     body: WasiBody,
     idle: Idle,
-    linger: Duration,
     run: Arc<Run>,
     /// Bytes that are still to come, where the head says how many there are.
     remaining: Option<u64>,
@@ -136,18 +135,12 @@ fn promised_length(headers: &HeaderMap) -> Option<u64> {
 
 impl GuestBody {
     /// Makes the guest's response to a request of `method` the caller's.
-    pub fn reply(
-        response: Response<WasiBody>,
-        method: &Method,
-        idle: Duration,
-        linger: Duration,
-        run: Arc<Run>,
-    ) -> Response<ReplyBody> {
+    pub fn reply(response: Response<WasiBody>, method: &Method, idle: Duration, run: Arc<Run>) -> Response<ReplyBody> {
         let bodiless = is_bodiless(method, response.status());
         let remaining = promised_length(response.headers());
         response.map(|body| {
             let idle = Idle::new(idle);
-            ReplyBody::Guest(Box::new(Self { body, idle, linger, run, remaining, bodiless, complete: bodiless }))
+            ReplyBody::Guest(Box::new(Self { body, idle, run, remaining, bodiless, complete: bodiless }))
         })
     }
 
@@ -170,9 +163,11 @@ impl Body for GuestBody {
         if self.bodiless {
             return Poll::Ready(None);
         }
+        self.run.asked_for_more();
         match Pin::new(&mut self.body).poll_frame(cx) {
             Poll::Ready(Some(Ok(frame))) => {
                 self.idle.reset();
+                self.run.handed_over();
                 self.count(&frame);
                 Poll::Ready(Some(Ok(frame)))
             }
@@ -204,17 +199,10 @@ impl Drop for GuestBody {
         if self.run.end().is_some() {
             return;
         }
-        let delivered = self.complete || self.remaining == Some(0);
-        if !delivered {
-            self.run.stop(Stop::CallerGone);
-        } else if self.linger.is_zero() {
-            self.run.stop(Stop::Linger);
+        if self.complete || self.remaining == Some(0) {
+            self.run.delivered();
         } else {
-            let (run, linger) = (Arc::clone(&self.run), self.linger);
-            tokio::spawn(async move {
-                tokio::time::sleep(linger).await;
-                run.stop(Stop::Linger);
-            });
+            self.run.stop(Stop::CallerGone);
         }
     }
 }

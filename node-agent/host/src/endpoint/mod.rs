@@ -22,7 +22,7 @@ use std::{
 use pillion_protocol::{annotation::Port, name::Name};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
 };
 
 use self::served::Served;
@@ -49,14 +49,18 @@ pub struct Shared {
     pub memory: MemoryBudget,
     /// Instances at once.
     pub instances: InstanceBudget,
-    /// Connections at once: the kernel queues the others.
+    /// Descriptors for listeners and connections. The kernel queues connections that get none.
     pub connections: Arc<Semaphore>,
     /// Becomes true once, when the process drains.
     pub draining: watch::Receiver<bool>,
+    /// The most connections of one binding.
+    pub connections_each: usize,
     /// Requests that are being served.
     pub in_flight: InFlight,
-    /// Where to say that a component's native code cannot be loaded any more.
-    pub broken: mpsc::UnboundedSender<Name>,
+    /// Connections that are open.
+    pub open: AtomicUsize,
+    /// Where to say that a component's native code cannot be loaded any more, and why.
+    pub broken: mpsc::UnboundedSender<(Name, String)>,
 }
 
 /// Counts requests.
@@ -68,6 +72,22 @@ pub struct InFlight {
 
 /// Counts one request out when it is dropped.
 struct Counted(Arc<Shared>);
+
+/// Counts one connection out when it is dropped.
+struct Open(Arc<Shared>);
+
+impl Open {
+    fn new(shared: &Arc<Shared>) -> Self {
+        shared.open.fetch_add(1, Relaxed);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Relaxed);
+    }
+}
 
 impl InFlight {
     /// Requests that have begun and not ended.
@@ -103,6 +123,10 @@ pub struct Endpoint {
     state: watch::Receiver<State>,
     account: Arc<Account>,
     served: Served,
+    /// Connections that this binding may have yet: a caller that takes all of them takes none of another binding's.
+    connections: Arc<Semaphore>,
+    /// Requests that wait for the component.
+    held: AtomicUsize,
     shared: Arc<Shared>,
 }
 
@@ -110,15 +134,19 @@ impl Endpoint {
     /// A binding of `component`, whose state is told by `state`.
     pub fn new(binding: Name, component: Name, port: Port, state: watch::Receiver<State>, shared: Arc<Shared>) -> Self {
         let account = shared.scheduler.account();
-        Self { binding, component, port, state, account, served: Served::default(), shared }
+        let connections = Arc::new(Semaphore::new(shared.connections_each));
+        let (served, held) = (Served::default(), AtomicUsize::new(0));
+        Self { binding, component, port, state, account, served, connections, held, shared }
     }
 
-    /// Serves `listener` for as long as the process lives.
+    /// Serves `listener` for as long as the process lives. Its descriptor is one that no connection can have.
     ///
     /// # Errors
     ///
-    /// A descriptor that is no listener.
+    /// A descriptor that is no listener, or one more than the process may hold.
     pub fn listen(self: &Arc<Self>, listener: std::net::TcpListener) -> io::Result<()> {
+        let permit = self.shared.connections.try_acquire();
+        permit.map_err(|_| io::Error::other("no descriptor is left for a listener: see RLIMIT_NOFILE"))?.forget();
         listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(listener)?;
         tokio::spawn(Arc::clone(self).accept(listener));
@@ -128,13 +156,14 @@ impl Endpoint {
     async fn accept(self: Arc<Self>, listener: TcpListener) {
         let mut draining = self.shared.draining.clone();
         loop {
+            let Ok(own) = Arc::clone(&self.connections).acquire_owned().await else { return };
             let accepted = tokio::select! {
                 accepted = listener.accept() => accepted,
                 // What is queued now is for the next worker: the supervisor holds the listener.
                 _ = draining.wait_for(|&draining| draining) => return,
             };
             match accepted {
-                Ok((stream, _)) => self.admit(stream).await,
+                Ok((stream, _)) => self.admit(stream, own).await,
                 Err(error) => {
                     tracing::warn!(binding = %self.binding, %error, "a connection cannot be accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -143,12 +172,13 @@ impl Endpoint {
         }
     }
 
-    async fn admit(self: &Arc<Self>, stream: TcpStream) {
+    async fn admit(self: &Arc<Self>, stream: TcpStream, own: OwnedSemaphorePermit) {
         let Ok(permit) = Arc::clone(&self.shared.connections).acquire_owned().await else { return };
+        let open = Open::new(&self.shared);
         let endpoint = Arc::clone(self);
         tokio::spawn(async move {
             connection::serve(endpoint, stream).await;
-            drop(permit);
+            drop((open, own, permit));
         });
     }
 }

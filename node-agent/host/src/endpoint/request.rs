@@ -4,13 +4,12 @@ use std::{
     panic::AssertUnwindSafe,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
-    time::Duration,
 };
 
 use futures::FutureExt;
-use http::{HeaderMap, Method, Request, Response, Version as HttpVersion, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Version as HttpVersion, header};
 use hyper::body::Incoming;
 use pillion_protocol::component::Limits;
 use tokio::time::Instant;
@@ -22,6 +21,7 @@ use super::{
     served::Serving,
 };
 use crate::{
+    engine::cache::CacheError,
     guest::{
         Guest,
         call::{HeadSender, call},
@@ -30,6 +30,7 @@ use crate::{
     scheduler::{
         budget::REQUEST_OVERHEAD,
         run::{End, Run, Stop},
+        watch::{Waits, Watched},
     },
 };
 
@@ -53,42 +54,43 @@ async fn answer(endpoint: &Arc<Endpoint>, mut request: Request<Incoming>) -> Res
     let counted = Counted::new(&endpoint.shared);
     let serving = endpoint.serving(arrived).await?;
     let limits = *serving.limits();
-    let head_by = arrived + serving.head_timeout();
+    let head_by = arrived + limits.head_timeout.get().get();
+    let total = limits.total_timeout.map(|total| arrived + total.get().get());
+    // A place that comes too late for the whole request is of no use.
+    let (place_by, too_late) = match total {
+        Some(total) if total < head_by => (total, Problem::TotalTimeout),
+        _ => (head_by, Problem::HeadTimeout),
+    };
 
-    let admitted = tokio::time::timeout_at(head_by, serving.admission.admit()).await;
-    let place = admitted.map_err(|_| Problem::HeadTimeout)?.map_err(|_| Problem::ConcurrencyLimit)?;
+    let admitted = tokio::time::timeout_at(place_by, serving.admission.admit()).await;
+    let place = admitted.map_err(|_| too_late)?.map_err(|_| Problem::ConcurrencyLimit)?;
     let shared = &endpoint.shared;
     let instance = shared.instances.take().ok_or(Problem::NodeLimit)?;
     let mut overhead = shared.memory.share();
     if !overhead.grow(REQUEST_OVERHEAD) {
         return Err(Problem::NodeLimit);
     }
-    let loaded = shared.cache.load(serving.version.digest, &serving.version.native).await.map_err(|error| {
-        tracing::error!(component = %endpoint.component, %error, "native code cannot be loaded: the component is compiled again");
-        _ = shared.broken.send(endpoint.component.clone());
-        Problem::Unavailable(error.to_string())
-    })?;
+    let loaded = shared.cache.load(serving.version.digest, &serving.version.native).await;
+    let loaded = loaded.map_err(|error| endpoint.not_loaded(&error))?;
 
     let run = Arc::new(Run::new(limits.cpu_time.get().get()));
-    let guest = Guest::new(&serving.surroundings, MemoryLimiter::new(limits.memory.get().get(), &shared.memory));
+    let memory = MemoryLimiter::new(limits.memory.get().get(), &shared.memory);
+    let guest = Guest::new(&serving.surroundings, memory, instance);
     let method = request.method().clone();
     let request = request.map(|body| CallerBody::new(body, limits.idle_timeout.get().get(), Arc::clone(&run)));
     let (head, response) = HeadSender::new();
     let reuse = serving.reuse.clone();
     let called = {
-        let run = Arc::clone(&run);
-        let total = limits.total_timeout.map(|total| arrived + total.get().get());
+        let called = call(loaded, guest, reuse, request, head.clone(), Arc::clone(&run));
         async move {
-            let called = call(loaded, guest, reuse, request, head.clone(), Arc::clone(&run));
-            match total {
-                None => called.await,
-                Some(total) => within(total, &run, called).await,
-            }
+            called.await;
             // Free again once the store is gone, and before its caller can learn that no head will come.
-            drop((place, instance, overhead, counted));
+            drop((place, overhead, counted));
             drop(head);
         }
     };
+    let waits = Waits { idle: limits.idle_timeout.get().get(), linger: limits.linger_timeout.get().get(), total };
+    let called = Watched::new(called, Arc::clone(&run), waits);
     // From here on the guest ends when this future is dropped: its caller went away.
     let waiting = StopOnDrop { run: Arc::clone(&run), armed: AtomicBool::new(true) };
     shared.scheduler.start(Box::pin(called), Arc::clone(&run), Arc::clone(&endpoint.account));
@@ -107,29 +109,27 @@ async fn answer(endpoint: &Arc<Endpoint>, mut request: Request<Incoming>) -> Res
         }
     };
     waiting.armed.store(false, Relaxed);
-    Ok(reply(response, &method, &limits, run))
+    Ok(GuestBody::reply(response, &method, limits.idle_timeout.get().get(), run))
 }
 
-fn reply(
-    response: Response<wasmtime_wasi_http::WasiBody>,
-    method: &Method,
-    limits: &Limits,
-    run: Arc<Run>,
-) -> Response<ReplyBody> {
-    let (idle, linger): (Duration, Duration) = (limits.idle_timeout.get().get(), limits.linger_timeout.get().get());
-    GuestBody::reply(response, method, idle, linger, run)
-}
+/// The most requests of one endpoint that are held while its component is prepared.
+const HELD: usize = 200;
 
-/// Runs a guest that has a limit on its whole request.
-async fn within(deadline: Instant, run: &Run, called: impl Future<Output = ()>) {
-    let mut called = std::pin::pin!(called);
-    tokio::select! {
-        biased;
-        () = called.as_mut() => return,
-        () = tokio::time::sleep_until(deadline) => run.stop(Stop::TotalTimeout),
+/// Counts a request that is held.
+struct Held<'a>(&'a AtomicUsize);
+
+impl<'a> Held<'a> {
+    fn new(held: &'a AtomicUsize) -> Option<Self> {
+        let held_now = held.fetch_add(1, Relaxed);
+        let this = Self(held);
+        (held_now < HELD).then_some(this)
     }
-    // The stop ends this future from outside, so that the end is recorded before the store is dropped.
-    called.await;
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
 }
 
 /// Stops a run whose caller no longer waits.
@@ -147,12 +147,26 @@ impl Drop for StopOnDrop {
 }
 
 impl Endpoint {
+    /// What a component that cannot be loaded means to the caller. Code that is at fault is made anew; what the node lacks is not
+    /// mended by that.
+    fn not_loaded(&self, error: &CacheError) -> Problem {
+        let component = &self.component;
+        if !error.is_of_the_code() {
+            tracing::warn!(%component, %error, "a component cannot be loaded now");
+            return Problem::NodeLimit;
+        }
+        tracing::error!(%component, %error, "native code cannot be loaded");
+        _ = self.shared.broken.send((component.clone(), error.to_string()));
+        Problem::Unavailable(error.to_string())
+    }
+
     /// What is served now; waits while the component is being prepared.
     async fn serving(&self, arrived: Instant) -> Result<Arc<Serving>, Problem> {
         let mut state = self.state.clone();
         let now = state.borrow_and_update().clone();
         let now = match now {
             State::Preparing(hold) => {
+                let _held = Held::new(&self.held).ok_or(Problem::ConcurrencyLimit)?;
                 let decided = state.wait_for(|state| !matches!(state, State::Preparing(_)));
                 let waited = tokio::time::timeout_at(arrived + hold, decided).await;
                 waited.map_err(|_| Problem::NotReady)?.map_err(|_| Problem::NotReady)?.clone()
@@ -178,10 +192,10 @@ impl Endpoint {
 /// Refuses what two readers could understand differently, and what no guest can answer. hyper has refused malformed heads before.
 fn check(request: &mut Request<Incoming>, port: u16) -> Result<(), Problem> {
     let (method, version) = (request.method(), request.version());
-    let has_authority = request.uri().authority().is_some();
-    check_head(method, version, has_authority, request.headers())?;
+    let authority = request.uri().authority().map(|authority| authority.as_str());
+    check_head(method, version, authority, request.headers())?;
     if request.headers().get(header::HOST).is_none()
-        && !has_authority
+        && authority.is_none()
         && let Ok(host) = format!("localhost:{port}").parse()
     {
         // HTTP/1.0 needs no Host; wasi:http does.
@@ -190,17 +204,26 @@ fn check(request: &mut Request<Incoming>, port: u16) -> Result<(), Problem> {
     Ok(())
 }
 
-fn check_head(method: &Method, version: HttpVersion, authority: bool, headers: &HeaderMap) -> Result<(), Problem> {
+fn check_head(
+    method: &Method,
+    version: HttpVersion,
+    authority: Option<&str>,
+    headers: &HeaderMap,
+) -> Result<(), Problem> {
     let mut hosts = headers.get_all(header::HOST).iter();
     let (first, second) = (hosts.next(), hosts.next());
     if second.is_some() {
         return Err(Problem::BadRequest("the request has several Host headers"));
     }
-    if first.is_none() && !authority && version != HttpVersion::HTTP_10 {
+    if first.is_none() && authority.is_none() && version != HttpVersion::HTTP_10 {
         return Err(Problem::BadRequest("the request has no Host header"));
     }
-    if first.is_some_and(|host| host.to_str().is_err()) {
-        return Err(Problem::BadRequest("the Host header is not text"));
+    let host =
+        first.map(HeaderValue::to_str).transpose().map_err(|_| Problem::BadRequest("the Host header is not text"))?;
+    if let (Some(host), Some(authority)) = (host, authority)
+        && !host.eq_ignore_ascii_case(authority)
+    {
+        return Err(Problem::BadRequest("the Host header and the request's authority differ"));
     }
     if *method == Method::CONNECT {
         return Err(Problem::BadRequest("CONNECT is not served: an endpoint is no proxy"));
@@ -220,7 +243,7 @@ mod tests {
         for (name, value) in headers {
             map.append(*name, value.parse().unwrap());
         }
-        match check_head(&method, version, false, &map) {
+        match check_head(&method, version, None, &map) {
             Ok(()) => None,
             Err(Problem::BadRequest(why)) => Some(why),
             Err(other) => panic!("{other:?}"),
@@ -238,6 +261,10 @@ mod tests {
             (get, vec![("host", "a"), ("upgrade", "websocket")], "Upgrade"),
             (Method::CONNECT, vec![("host", "a")], "CONNECT"),
         ];
+        let mut other = HeaderMap::new();
+        other.insert("host", HeaderValue::from_static("b"));
+        assert!(check_head(&Method::GET, HttpVersion::HTTP_2, Some("a"), &other).is_err());
+        assert!(check_head(&Method::GET, HttpVersion::HTTP_2, Some("B"), &other).is_ok());
         for (method, headers, expected) in refused {
             assert!(checked(method, v11, &headers).unwrap().contains(expected), "{expected}");
         }

@@ -88,8 +88,4 @@ impl Serving {
     pub(super) fn limits(&self) -> &Limits {
         &self.version.spec.limits
     }
-
-    pub(super) fn head_timeout(&self) -> Duration {
-        self.limits().head_timeout.get().get()
-    }
 }

@@ -44,6 +44,17 @@ fn weight(max_loaded: u32) -> impl Fn(u64) -> u32 {
     }
 }
 
+impl CacheError {
+    /// Whether the code is at fault, and not that the node has no descriptor or memory left.
+    pub fn is_of_the_code(&self) -> bool {
+        match self {
+            Self::Native(NativeError::Corrupt { .. }) | Self::Load(LoadError::Native(_)) => true,
+            Self::Native(NativeError::Store(error)) => error.is_missing(),
+            Self::Load(LoadError::Engine(..)) => false,
+        }
+    }
+}
+
 impl Cache {
     /// A cache of at most `max_loaded` components.
     pub fn new(engines: Arc<Engines>, max_loaded: u32) -> Self {
@@ -75,16 +86,6 @@ impl Cache {
             loading.await.unwrap_or_else(|error| Err(LoadError::Native(wasmtime::Error::msg(error.to_string())).into()))
         };
         self.loaded.try_get_with(component, load).await
-    }
-
-    /// How many components are loaded.
-    pub fn len(&self) -> u64 {
-        self.loaded.entry_count()
-    }
-
-    /// Whether none is.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 }
 

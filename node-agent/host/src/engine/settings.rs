@@ -114,9 +114,18 @@ pub fn serving(world: World, capacity: Capacity) -> Config {
     let mut pool = PoolingAllocationConfig::default();
     pool.total_component_instances(capacity.instances)
         .total_core_instances(capacity.instances.saturating_mul(4))
-        .total_memories(capacity.instances)
-        .total_tables(capacity.instances.saturating_mul(2))
+        .total_memories(capacity.instances.saturating_mul(2))
+        .total_tables(capacity.instances.saturating_mul(4))
         .total_stacks(capacity.instances)
+        // What one instance may take of them: without these a component of empty memories takes the whole pool.
+        .max_core_instances_per_component(64)
+        .max_memories_per_component(4)
+        .max_tables_per_component(32)
+        .max_memories_per_module(4)
+        .max_tables_per_module(8)
+        .table_elements(100_000)
+        .max_core_instance_size(4 << 20)
+        .max_component_instance_size(4 << 20)
         .max_memory_size(MEMORY_RESERVATION)
         .max_unused_warm_slots(WARM_SLOTS.min(capacity.instances));
     if pagemap_scan_works() {

@@ -25,7 +25,7 @@ use crate::{
 const HOSTCALL_BYTES: usize = 8 << 20;
 
 /// The most handles that the component model keeps for one instance.
-const HANDLES: usize = 10_000;
+const HANDLES: usize = 1_000;
 
 /// What a guest answers first: the response's head with its body to come, or a `wasi:http` error code in words.
 pub type Head = Result<Response<WasiBody>, String>;
@@ -61,6 +61,7 @@ pub async fn call(
     match &loaded.pre {
         Pre::P2(pre) => {
             let mut store = new_store(pre.engine(), guest, &run);
+            let _unwinding = Unwinding(&run);
             let result = call_p2(pre, &mut store, request, head).await;
             run.finish(end(result, &store));
         }
@@ -73,6 +74,7 @@ pub async fn call(
                 Ok(instance) => instance,
                 Err((store, error)) => return run.finish(end(Err(error), &store)),
             };
+            let _unwinding = Unwinding(&run);
             let result = call_p3(&mut instance, request, head).await;
             run.finish(end(result, &instance.store));
             if let Some(reuse) = reuse
@@ -81,6 +83,16 @@ pub async fn call(
                 reuse.park(instance);
             }
         }
+    }
+}
+
+/// Where a panic of the host unwinds through a call, this is dropped before the store is, so that nobody takes what the guest
+/// had written for all of it. After an ordinary end it changes nothing.
+struct Unwinding<'a>(&'a Run);
+
+impl Drop for Unwinding<'_> {
+    fn drop(&mut self) {
+        self.0.finish(End::Host("the host failed while it ran this request"));
     }
 }
 

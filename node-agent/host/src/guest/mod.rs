@@ -10,6 +10,7 @@ pub mod reuse;
 
 use std::sync::Arc;
 
+use tokio::sync::OwnedSemaphorePermit;
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_config::{WasiConfig, WasiConfigVariables};
@@ -19,7 +20,14 @@ use self::{logs::Logs, memory::MemoryLimiter};
 use crate::outbound::{Outbound, OutboundHooks};
 
 /// The most resources that a guest may hold at once: streams, headers, bodies, pollables.
-const RESOURCES: usize = 10_000;
+const RESOURCES: usize = 1_000;
+
+/// The most bytes of one set of headers that a guest makes. With [`RESOURCES`] it bounds what the host holds for a request
+/// beside its linear memory.
+const FIELDS: usize = 16 << 10;
+
+/// The most random bytes of one call: making them keeps a thread from everything else.
+const RANDOM: u64 = 64 << 10;
 
 /// What a component's guests are given; the same for every request.
 pub struct Surroundings {
@@ -42,25 +50,31 @@ pub struct Guest {
     hooks: OutboundHooks,
     /// Counts and limits its memory.
     pub memory: MemoryLimiter,
+    /// Its slot of the pool, for as long as its store lives.
+    _slot: OwnedSemaphorePermit,
 }
 
 impl Guest {
     /// The state of a new instance.
-    pub fn new(surroundings: &Surroundings, memory: MemoryLimiter) -> Self {
+    pub fn new(surroundings: &Surroundings, memory: MemoryLimiter, slot: OwnedSemaphorePermit) -> Self {
         let mut wasi = WasiCtxBuilder::new();
         wasi.stdout(surroundings.logs.stdout()).stderr(surroundings.logs.stderr());
+        wasi.max_random_size(RANDOM);
         if !surroundings.env.is_empty() {
             wasi.envs(&surroundings.env);
         }
         let mut table = ResourceTable::new();
         table.set_max_capacity(RESOURCES);
+        let mut http = WasiHttpCtx::new();
+        http.set_field_size_limit(FIELDS);
         Self {
             wasi: wasi.build(),
-            http: WasiHttpCtx::new(),
+            http,
             table,
             config: surroundings.config.clone(),
             hooks: OutboundHooks::new(surroundings.outbound.clone()),
             memory,
+            _slot: slot,
         }
     }
 

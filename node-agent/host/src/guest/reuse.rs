@@ -14,6 +14,9 @@ use wasmtime_wasi_http::p3::bindings::Service;
 use super::{Guest, call::tick_with};
 use crate::scheduler::run::Run;
 
+/// The most instances that wait.
+const WAITING: usize = 16;
+
 /// How long an instance waits for its next request.
 const IDLE: Duration = Duration::from_secs(1);
 
@@ -60,7 +63,13 @@ impl Reuse {
             return;
         }
         let until = Instant::now() + IDLE;
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push((until, instance));
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.len() >= WAITING {
+            drop(waiting);
+            return drop(instance);
+        }
+        waiting.push((until, instance));
+        drop(waiting);
         tokio::spawn(async move {
             tokio::time::sleep_until(until).await;
             let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);

@@ -21,6 +21,7 @@ use pillion_protocol::hosts::{AllowedHost, Scheme};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
+    sync::Semaphore,
     time::{Instant, Sleep},
 };
 use tokio_rustls::{
@@ -30,7 +31,7 @@ use tokio_rustls::{
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody};
 
 use super::{
-    Sent,
+    Call, Sent,
     policy::{Host, Target, allowing, may_connect},
 };
 
@@ -38,6 +39,9 @@ use super::{
 const CONNECT: Duration = Duration::from_secs(10);
 const FIRST_BYTE: Duration = Duration::from_secs(60);
 const BETWEEN_BYTES: Duration = Duration::from_secs(60);
+
+/// Names that are resolved at once.
+static LOOKUPS: Semaphore = Semaphore::const_new(32);
 
 static TLS: LazyLock<Arc<ClientConfig>> = LazyLock::new(|| {
     let roots = RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.into() };
@@ -52,12 +56,14 @@ struct AnswerBody {
     body: Incoming,
     timeout: Duration,
     waiting: Option<Pin<Box<Sleep>>>,
+    _call: Call,
 }
 
 pub(super) async fn send(
     allowed: &[AllowedHost],
     mut request: Request<WasiBody>,
     options: Option<RequestOptions>,
+    call: Call,
 ) -> Result<(Response<WasiBody>, Sent), Error> {
     let options = options.unwrap_or_default();
     let target = target(request.uri())?;
@@ -77,7 +83,7 @@ pub(super) async fn send(
     let answered = tokio::time::timeout(options.first_byte_timeout.unwrap_or(FIRST_BYTE), sender.send_request(request));
     let answer = answered.await.map_err(|_| Error::ConnectionReadTimeout)??;
     let timeout = options.between_bytes_timeout.unwrap_or(BETWEEN_BYTES);
-    let answer = answer.map(|body| AnswerBody { body, timeout, waiting: None }.boxed_unsync());
+    let answer = answer.map(|body| AnswerBody { body, timeout, waiting: None, _call: call }.boxed_unsync());
     Ok((answer, Box::new(connection)))
 }
 
@@ -118,6 +124,8 @@ async fn resolve(host: &Host, port: u16) -> Result<Vec<SocketAddr>, Error> {
     match host {
         Host::Address(address) => Ok(vec![SocketAddr::new(*address, port)]),
         Host::Name(name) => {
+            // The resolver blocks a thread, also after its caller has given up.
+            let _turn = LOOKUPS.acquire().await.map_err(|_| Error::DnsTimeout)?;
             let found = tokio::net::lookup_host((name.as_str(), port)).await;
             let failed = |error: std::io::Error| Error::DnsError { rcode: Some(error.to_string()), info_code: None };
             Ok(found.map_err(failed)?.collect())
@@ -143,7 +151,7 @@ impl Body for AnswerBody {
     type Error = Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let Self { body, timeout, waiting } = &mut *self;
+        let Self { body, timeout, waiting, .. } = &mut *self;
         match Pin::new(body).poll_frame(cx) {
             Poll::Ready(frame) => {
                 *waiting = None;

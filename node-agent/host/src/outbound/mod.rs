@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use http::{Request, Response};
 use pillion_protocol::hosts::AllowedHost;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
 /// The most bytes of one write to a body: what the host holds for a guest whose reader is slow.
@@ -27,12 +28,34 @@ impl Outbound {
 }
 
 /// What an instance's outgoing calls go through.
-pub struct OutboundHooks(Outbound);
+pub struct OutboundHooks {
+    outbound: Outbound,
+    /// Calls that this instance may have at once; made with the first.
+    calls: Option<Arc<Semaphore>>,
+}
+
+/// Calls that one instance may have at once.
+const CALLS_EACH: usize = 16;
+
+/// Calls that all instances may have at once: each holds a descriptor.
+static CALLS: Semaphore = Semaphore::const_new(1_024);
+
+/// What a call holds until its answer has ended.
+pub(crate) struct Call {
+    _own: OwnedSemaphorePermit,
+    _node: SemaphorePermit<'static>,
+}
 
 impl OutboundHooks {
     /// For one instance.
     pub fn new(outbound: Outbound) -> Self {
-        Self(outbound)
+        Self { outbound, calls: None }
+    }
+
+    fn call(&mut self) -> Option<Call> {
+        let own = self.calls.get_or_insert_with(|| Arc::new(Semaphore::new(CALLS_EACH)));
+        let _own = Arc::clone(own).try_acquire_owned().ok()?;
+        Some(Call { _own, _node: CALLS.try_acquire().ok()? })
     }
 }
 
@@ -45,8 +68,11 @@ impl WasiHttpHooks for OutboundHooks {
         options: Option<RequestOptions>,
         _sent: Sent,
     ) -> Box<dyn Future<Output = Result<(Response<WasiBody>, Sent), Error>> + Send> {
-        let allowed = self.0.0.clone();
-        Box::new(async move { client::send(allowed.as_deref().unwrap_or_default(), request, options).await })
+        let (allowed, call) = (self.outbound.0.clone(), self.call());
+        Box::new(async move {
+            let call = call.ok_or(Error::ConnectionLimitReached)?;
+            client::send(allowed.as_deref().unwrap_or_default(), request, options, call).await
+        })
     }
 
     fn p2_outgoing_body_chunk_size(&mut self) -> usize {

@@ -19,6 +19,7 @@ pub mod budget;
 pub mod floor;
 pub mod run;
 pub mod ticker;
+pub mod watch;
 
 use std::{
     future::Future,
@@ -160,7 +161,7 @@ impl Driven {
 }
 
 impl Drop for Driven {
-    /// A guest that vanishes without an end (a panic in the host unwound through it) must not look complete to its caller.
+    /// A guest that vanishes without an end must not look complete to its caller.
     fn drop(&mut self) {
         self.run.finish(End::Host("the host failed while it ran this request"));
     }

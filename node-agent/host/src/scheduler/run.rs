@@ -13,6 +13,7 @@ use std::{
 };
 
 use futures::task::AtomicWaker;
+use tokio::time::Instant;
 use wasmtime::UpdateDeadline;
 
 use super::ticker::TICK;
@@ -68,6 +69,10 @@ pub struct Run {
     poll_began: AtomicU64,
     outlived: AtomicBool,
     yielded: AtomicBool,
+    /// Since when the caller has not asked for more of the answer, in milliseconds after `began`, and one; 0 while it asks.
+    untaken_since: AtomicU64,
+    delivered: OnceLock<Instant>,
+    began: Instant,
     stop: OnceLock<Stop>,
     end: OnceLock<End>,
     waker: AtomicWaker,
@@ -97,6 +102,9 @@ impl Run {
             poll_began: AtomicU64::new(0),
             outlived: AtomicBool::new(false),
             yielded: AtomicBool::new(false),
+            untaken_since: AtomicU64::new(0),
+            delivered: OnceLock::new(),
+            began: Instant::now(),
             stop: OnceLock::new(),
             end: OnceLock::new(),
             waker: AtomicWaker::new(),
@@ -134,9 +142,32 @@ impl Run {
         self.end().filter(|end| **end != End::Returned)
     }
 
-    /// CPU time of the polls that are over.
-    pub fn cpu_used(&self) -> Duration {
-        Duration::from_nanos(self.cpu_used.load(Relaxed))
+    /// A part of the answer was handed to the connection.
+    pub fn handed_over(&self) {
+        let millis = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
+        self.untaken_since.store(millis + 1, Relaxed);
+    }
+
+    /// The connection has room again and asks for more of the answer.
+    pub fn asked_for_more(&self) {
+        self.untaken_since.store(0, Relaxed);
+    }
+
+    pub(super) fn untaken_since(&self) -> Option<Instant> {
+        let millis = self.untaken_since.load(Relaxed).checked_sub(1)?;
+        Some(self.began + Duration::from_millis(millis))
+    }
+
+    /// The answer's last byte was handed to the connection. From now on the guest lingers.
+    pub fn delivered(&self) {
+        self.asked_for_more();
+        if self.delivered.set(Instant::now()).is_ok() {
+            self.waker.wake();
+        }
+    }
+
+    pub(super) fn delivered_at(&self) -> Option<Instant> {
+        self.delivered.get().copied()
     }
 
     pub(super) fn wake_by(&self, waker: &Waker) {
@@ -226,7 +257,7 @@ mod tests {
             run.tick().map(|_| ()).unwrap();
         });
         assert!(run.outlived_quantum());
-        assert!(run.cpu_used() >= Duration::from_millis(6));
+        assert!(run.cpu_used.load(Relaxed) >= 6_000_000);
     }
 
     #[test]

@@ -74,6 +74,13 @@ pub enum StoreError {
     },
 }
 
+impl StoreError {
+    /// Whether a file that should be there is not.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Io { error, .. } if error.kind() == io::ErrorKind::NotFound)
+    }
+}
+
 /// For `map_err`: adds what was tried, on what.
 fn failed(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
     let path = path.to_owned();

@@ -11,7 +11,10 @@ use std::{
     collections::VecDeque,
     net::TcpListener,
     os::{fd::AsFd, unix::net::UnixStream},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -42,7 +45,7 @@ use crate::{
     },
 };
 
-/// Descriptors that connections never take: for listeners that are still to come, files, and loaded components.
+/// Descriptors that neither listeners nor connections take, beside one for each loaded component: for files and the runtimes.
 const DESCRIPTOR_RESERVE: u64 = 256;
 
 /// The worker's main function; its standard input is the link to its supervisor. Ends when the supervisor does.
@@ -83,7 +86,7 @@ struct Worker {
     front: Runtime,
     shared: Arc<Shared>,
     draining: watch::Sender<bool>,
-    broken: mpsc::UnboundedReceiver<Name>,
+    broken: mpsc::UnboundedReceiver<(Name, String)>,
     preparer: Arc<Preparer>,
     registry: Registry,
     /// Components to look up, and to compile: so many at once, the rest waits here. What takes long never holds up what does not.
@@ -119,6 +122,8 @@ impl Worker {
             connections: Arc::new(Semaphore::new(usize::try_from(connections)?)),
             draining: drain,
             in_flight: InFlight::default(),
+            open: AtomicUsize::new(0),
+            connections_each: usize::try_from(connections / 4)?,
             broken: broken_sender,
         });
         Ok(Self {
@@ -159,14 +164,14 @@ impl Worker {
                     LookedUp::Uncompiled(unprepared) => self.to_compile.push_back(unprepared),
                 },
                 Some(prepared) = self.compiling.join_next() => self.prepared(prepared?),
-                Some(name) = self.broken.recv() => self.to_look_up.extend(self.registry.prepare_again(&name)),
+                Some((name, why)) = self.broken.recv() => self.to_look_up.extend(self.registry.broken(&name, &why)),
             }
         }
     }
 
     fn receive(&mut self, incoming: Incoming<ToWorker>) {
         match incoming.message {
-            ToWorker::Component { name, spec } => self.to_look_up.extend(self.registry.want(name, *spec)),
+            ToWorker::Component { name, spec } => self.to_look_up.push_back(self.registry.want(name, *spec)),
             ToWorker::Bind(binding) => {
                 let state = self.registry.bind(binding.clone());
                 let endpoint =
@@ -218,8 +223,10 @@ impl Worker {
     async fn drain(&self) {
         _ = self.draining.send(true);
         let deadline = Instant::now() + self.settings.drain_timeout.get();
-        while self.shared.in_flight.now() > 0 && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(10)).await;
+        // A guest ends before its answer is written: connections count too, and idle ones close at once.
+        let busy = || self.shared.in_flight.now() > 0 || self.shared.open.load(Relaxed) > 0;
+        while busy() && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
         let cut = self.shared.in_flight.now();
         if cut > 0 {

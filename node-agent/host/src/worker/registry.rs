@@ -22,6 +22,8 @@ struct Known {
     bindings: Vec<Binding>,
     /// What is wanted; `None` for a component that was only bound so far.
     wanted: Option<Wanted>,
+    /// The native code of what is served was compiled for this worker.
+    made_here: bool,
 }
 
 struct Wanted {
@@ -33,13 +35,13 @@ struct Wanted {
 
 impl Known {
     fn new(state: State) -> Self {
-        Self { state: watch::Sender::new(state), bindings: Vec::new(), wanted: None }
+        Self { state: watch::Sender::new(state), bindings: Vec::new(), wanted: None, made_here: false }
     }
 }
 
 impl Registry {
     /// A component is wanted like this. Even if its settings are the same, its file may have changed.
-    pub(super) fn want(&mut self, name: Name, spec: ComponentSpec) -> Option<Preparation> {
+    pub(super) fn want(&mut self, name: Name, spec: ComponentSpec) -> Preparation {
         let preparing = State::Preparing(spec.limits.head_timeout.get().get());
         let known = self.components.entry(name.clone()).or_insert_with(|| Known::new(preparing.clone()));
         let generation = known.wanted.as_ref().map_or(0, |wanted| wanted.generation + 1);
@@ -47,14 +49,20 @@ impl Registry {
             known.state.send_replace(preparing);
         }
         known.wanted = Some(Wanted { spec: spec.clone(), generation, decided: false });
-        Some(Preparation { name, spec, generation, began: Instant::now(), anew: false })
+        Preparation { name, spec, generation, began: Instant::now(), anew: false }
     }
 
-    /// A component's native code cannot be loaded: it has to be made anew, unless that is being done.
-    pub(super) fn prepare_again(&mut self, name: &Name) -> Option<Preparation> {
-        let wanted = self.components.get(name)?.wanted.as_ref()?;
-        let spec = wanted.decided.then(|| wanted.spec.clone())?;
-        Some(Preparation { anew: true, ..self.want(name.clone(), spec)? })
+    /// A component's native code cannot be loaded, for this reason: it has to be made anew, unless that is being done. If it was
+    /// made by this very worker, that would not help, and the component cannot be served.
+    pub(super) fn broken(&mut self, name: &Name, why: &str) -> Option<Preparation> {
+        let known = self.components.get_mut(name)?;
+        let wanted = known.wanted.as_ref().filter(|wanted| wanted.decided)?;
+        if known.made_here {
+            known.state.send_replace(State::Failed(why.into()));
+            return None;
+        }
+        let spec = wanted.spec.clone();
+        Some(Preparation { anew: true, ..self.want(name.clone(), spec) })
     }
 
     /// A binding; gives where its component's state is told.
@@ -84,7 +92,10 @@ impl Registry {
         }
         let events = known.bindings.iter().map(|binding| event(binding, &preparation, &result)).collect();
         match (now, result) {
-            (_, Ok(outcome)) => _ = known.state.send_replace(State::Ready(outcome.version)),
+            (_, Ok(outcome)) => {
+                known.made_here = outcome.compiled;
+                known.state.send_replace(State::Ready(outcome.version));
+            }
             // What serves goes on serving: a broken new version does not take the old one's place.
             (State::Ready(_), Err(_)) => {}
             (_, Err(failure)) => _ = known.state.send_replace(State::Failed(failure.message.into())),
@@ -148,7 +159,7 @@ mod tests {
         let mut registry = Registry::default();
         let state = registry.bind(binding("a", 8080));
         assert!(matches!(&*state.borrow(), State::Failed(why) if why.contains("\"a\"")));
-        let first = registry.want("a".parse().unwrap(), spec()).unwrap();
+        let first = registry.want("a".parse().unwrap(), spec());
         assert!(matches!(&*state.borrow(), State::Preparing(_)));
         assert_eq!(registry.all_decided(), None);
         let events = registry.decide(failed(&first, "broken"));
@@ -161,8 +172,8 @@ mod tests {
     fn only_the_newest_preparation_counts() {
         let mut registry = Registry::default();
         let state = registry.bind(binding("a", 8080));
-        let first = registry.want("a".parse().unwrap(), spec()).unwrap();
-        let second = registry.want("a".parse().unwrap(), spec()).unwrap();
+        let first = registry.want("a".parse().unwrap(), spec());
+        let second = registry.want("a".parse().unwrap(), spec());
         assert!(registry.decide(failed(&first, "old")).is_empty());
         assert!(matches!(&*state.borrow(), State::Preparing(_)));
         assert_eq!(registry.decide(failed(&second, "new")).len(), 1);
