@@ -79,21 +79,22 @@ impl<F: Future<Output = ()>> Future for Watched<F> {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn the_wait_that_ends_first_stops_the_run() {
         let run = Arc::new(Run::new(Duration::from_secs(1)));
-        let second = Duration::from_secs(1);
-        let total = Some(Instant::now() + 9 * second);
-        let waits = Waits { idle: 3 * second, linger: 2 * second, total };
-        assert_eq!(next(&run, &waits).unwrap().1, Stop::TotalTimeout);
+        let (began, second) = (Instant::now(), Duration::from_secs(1));
+        let waits = Waits { idle: 30 * second, linger: second / 20, total: Some(began + 60 * second) };
+        let stop = || next(&run, &waits).map(|(_, stop)| stop);
+        assert_eq!(stop(), Some(Stop::TotalTimeout));
         run.handed_over();
-        assert_eq!(next(&run, &waits).unwrap().1, Stop::IdleTimeout);
+        assert_eq!(stop(), Some(Stop::IdleTimeout));
         run.asked_for_more();
-        assert_eq!(next(&run, &waits).unwrap().1, Stop::TotalTimeout);
+        assert_eq!(stop(), Some(Stop::TotalTimeout));
         run.delivered();
-        assert_eq!(next(&run, &waits).unwrap(), (Instant::now() + 2 * second, Stop::Linger));
+        assert_eq!(stop(), Some(Stop::Linger));
         let watched = Watched::new(std::future::pending(), Arc::clone(&run), waits);
-        _ = tokio::time::timeout(5 * second, watched).await;
+        assert!(tokio::time::timeout(second / 5, watched).await.is_err(), "it is ended from outside");
         assert_eq!(run.stopped(), Some(Stop::Linger));
+        assert!(Instant::now() >= began + waits.linger);
     }
 }
