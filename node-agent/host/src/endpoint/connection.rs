@@ -4,7 +4,7 @@ use std::{
     pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -14,7 +14,7 @@ use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::conn::auto,
 };
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, time::Instant};
 
 use super::{Endpoint, request, stall::StallGuard};
 
@@ -65,44 +65,97 @@ fn builder(header_bytes: u64) -> auto::Builder<TokioExecutor> {
     builder
 }
 
+/// What a connection does, for deciding whether it is of use to anybody.
+struct Activity {
+    opened: Instant,
+    /// Requests that have no answer's head yet.
+    waiting: AtomicUsize,
+    /// When the last request came or got its head, in milliseconds after `opened`, and one; 0 before the first.
+    last: AtomicU64,
+}
+
+impl Activity {
+    fn note(&self) {
+        let millis = u64::try_from(self.opened.elapsed().as_millis()).unwrap_or(u64::MAX - 1);
+        self.last.store(millis + 1, Relaxed);
+    }
+
+    fn begun(&self) -> bool {
+        self.last.load(Relaxed) > 0
+    }
+
+    /// When the connection will have been silent for too long, if nothing happens.
+    fn silent_at(&self) -> Instant {
+        match self.last.load(Relaxed).checked_sub(1) {
+            None => self.opened + FIRST_HEAD,
+            Some(_) if self.waiting.load(Relaxed) > 0 => Instant::now() + NEXT_HEAD,
+            Some(last) => self.opened + Duration::from_millis(last) + NEXT_HEAD,
+        }
+    }
+}
+
+/// A request that has no answer's head yet.
+struct Waiting(Arc<Activity>);
+
+impl Waiting {
+    fn new(activity: &Arc<Activity>) -> Self {
+        activity.waiting.fetch_add(1, Relaxed);
+        activity.note();
+        Self(Arc::clone(activity))
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Relaxed);
+        self.0.note();
+    }
+}
+
 /// Serves a connection until either side ends it.
 pub(super) async fn serve(endpoint: Arc<Endpoint>, stream: TcpStream) {
     _ = stream.set_nodelay(true);
     let builder = builder(endpoint.header_bytes());
-    let begun = AtomicBool::new(false);
+    let (waiting, last) = (AtomicUsize::new(0), AtomicU64::new(0));
+    let activity = Arc::new(Activity { opened: Instant::now(), waiting, last });
     let mut draining = endpoint.shared.draining.clone();
     let service = service_fn(|incoming: Request<Incoming>| {
-        begun.store(true, Relaxed);
-        let endpoint = Arc::clone(&endpoint);
-        async move { Ok::<_, std::convert::Infallible>(request::serve(&endpoint, incoming).await) }
+        let (endpoint, waiting) = (Arc::clone(&endpoint), Waiting::new(&activity));
+        async move {
+            let answer = request::serve(&endpoint, incoming).await;
+            drop(waiting);
+            Ok::<_, std::convert::Infallible>(answer)
+        }
     });
     let io = StallGuard::new(TokioIo::new(stream), WRITE_STALL);
     let mut connection = pin!(builder.serve_connection(io, service));
-    let mut first_head = pin!(tokio::time::sleep(FIRST_HEAD));
+    let mut silence = pin!(tokio::time::sleep_until(activity.silent_at()));
     let mut drain = pin!(draining.wait_for(|&draining| draining));
-    let (mut waiting_for_head, mut serving) = (true, true);
+    let mut serving = true;
     loop {
         tokio::select! {
             biased;
             ended = connection.as_mut() => {
                 if let Err(error) = ended {
-                    tracing::debug!(binding = %endpoint.binding, error = error.to_string(), "a connection ended with an error");
+                    let error = error.to_string();
+                    tracing::debug!(binding = %endpoint.binding, error, "a connection ended with an error");
                 }
                 return;
             }
-            () = first_head.as_mut(), if waiting_for_head => {
-                waiting_for_head = false;
-                if !begun.load(Relaxed) {
-                    return;
+            () = silence.as_mut(), if serving => {
+                let silent_at = activity.silent_at();
+                if silent_at > Instant::now() {
+                    silence.as_mut().reset(silent_at);
+                    continue;
                 }
             }
-            _ = drain.as_mut(), if serving => {
-                serving = false;
-                if !begun.load(Relaxed) {
-                    return;
-                }
-                connection.as_mut().graceful_shutdown();
-            }
+            _ = drain.as_mut(), if serving => {}
         }
+        // It drains, or was silent for too long: answers that are on their way are finished, and nothing more begins.
+        if !activity.begun() {
+            return;
+        }
+        serving = false;
+        connection.as_mut().graceful_shutdown();
     }
 }
