@@ -6,7 +6,7 @@
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -25,17 +25,41 @@ const FLOOR: u32 = 20;
 pub struct Back {
     /// CPU time that guests used at the back, in microseconds.
     used: AtomicU64,
-    /// A guest yielded there at a tick, so it wants more.
-    hungry: AtomicBool,
+    /// Guests there that want to run: they yielded at a tick, or have not run since they came.
+    hungry: AtomicUsize,
+}
+
+/// Whether one guest at the back wants to run.
+#[derive(Debug)]
+pub struct Hunger {
+    back: Arc<Back>,
+    hungry: bool,
 }
 
 impl Back {
-    /// Adds the CPU time of one poll at the back.
-    pub fn charge(&self, used: Duration, wants_more: bool) {
-        self.used.fetch_add(u64::try_from(used.as_micros()).unwrap_or(0), Relaxed);
-        if wants_more {
-            self.hungry.store(true, Relaxed);
+    /// A guest that comes to the back wants to run.
+    pub fn enter(self: &Arc<Self>) -> Hunger {
+        self.hungry.fetch_add(1, Relaxed);
+        Hunger { back: Arc::clone(self), hungry: true }
+    }
+}
+
+impl Hunger {
+    /// The guest ran for so long; whether it yielded and wants to run on.
+    pub fn ran(&mut self, used: Duration, wants_more: bool) {
+        self.back.used.fetch_add(u64::try_from(used.as_micros()).unwrap_or(0), Relaxed);
+        match (self.hungry, wants_more) {
+            (false, true) => _ = self.back.hungry.fetch_add(1, Relaxed),
+            (true, false) => _ = self.back.hungry.fetch_sub(1, Relaxed),
+            _ => {}
         }
+        self.hungry = wants_more;
+    }
+}
+
+impl Drop for Hunger {
+    fn drop(&mut self) {
+        self.ran(Duration::ZERO, false);
     }
 }
 
@@ -85,15 +109,12 @@ impl Floor {
     /// Looks once; called at every tick.
     pub fn tick(&mut self, now: Instant) {
         let was = self.state.lifted;
-        // Hungry until it is polled again: a thread that never gets the CPU cannot say so twice.
-        let lifted = self.state.decide(now, self.back.used.load(Relaxed), self.back.hungry.load(Relaxed));
+        let hungry = self.back.hungry.load(Relaxed) > 0;
+        let lifted = self.state.decide(now, self.back.used.load(Relaxed), hungry);
         if was == lifted {
             return;
         }
         let class = if lifted { ThreadClass::Normal } else { ThreadClass::Idle };
-        if !lifted {
-            self.back.hungry.store(false, Relaxed);
-        }
         let first = self.threads.lock().unwrap_or_else(PoisonError::into_inner).first().copied();
         if let Some(thread) = first
             && let Err(error) = set_thread_class(thread, class)
@@ -106,6 +127,20 @@ impl Floor {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_guest_is_hungry_until_it_waits_or_ends() {
+        let back = Arc::new(Back::default());
+        let (mut first, second) = (back.enter(), back.enter());
+        assert_eq!(back.hungry.load(Relaxed), 2, "they have not run yet");
+        first.ran(Duration::from_millis(1), true);
+        drop(second);
+        assert_eq!(back.hungry.load(Relaxed), 1);
+        first.ran(Duration::from_millis(1), false);
+        assert_eq!((back.hungry.load(Relaxed), back.used.load(Relaxed)), (0, 2_000));
+        drop(first);
+        assert_eq!(back.hungry.load(Relaxed), 0);
+    }
 
     #[test]
     fn only_a_hungry_back_below_its_floor_is_lifted_and_only_until_it_caught_up() {

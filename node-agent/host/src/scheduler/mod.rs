@@ -34,7 +34,7 @@ use tokio::runtime::{Builder, Handle, Runtime};
 
 use self::{
     account::{Account, Window},
-    floor::Back,
+    floor::{Back, Hunger},
     run::{End, Run},
     ticker::Ticker,
 };
@@ -96,7 +96,7 @@ impl Scheduler {
     /// Starts `guest`. What becomes of it is told by `run`.
     pub fn start(self: &Arc<Self>, guest: GuestFuture, run: Arc<Run>, account: Arc<Account>) {
         let above_share = account.above_fair_share();
-        let driven = Driven { guest, run, account, scheduler: Arc::clone(self), at_the_back: above_share };
+        let driven = Driven { guest, run, account, scheduler: Arc::clone(self), at_the_back: None };
         if above_share {
             self.spawn_at_the_back(driven);
         } else {
@@ -104,7 +104,8 @@ impl Scheduler {
         }
     }
 
-    fn spawn_at_the_back(&self, driven: Driven) {
+    fn spawn_at_the_back(&self, mut driven: Driven) {
+        driven.at_the_back = Some(self.back.enter());
         if let Some(back) = &self.back_runtime {
             back.spawn(driven.drive());
         }
@@ -125,14 +126,14 @@ struct Driven {
     run: Arc<Run>,
     account: Arc<Account>,
     scheduler: Arc<Scheduler>,
-    at_the_back: bool,
+    /// `None` while it is at the front.
+    at_the_back: Option<Hunger>,
 }
 
 impl Driven {
     async fn drive(mut self) {
         let ended = std::future::poll_fn(|cx| self.poll(cx)).await;
         if !ended {
-            self.at_the_back = true;
             let scheduler = Arc::clone(&self.scheduler);
             scheduler.spawn_at_the_back(self);
         }
@@ -149,12 +150,12 @@ impl Driven {
         scheduler.ticker.touch();
         let (polled, used) = run.measure(|| guest.as_mut().poll(cx));
         account.charge(used);
-        if *at_the_back {
-            scheduler.back.charge(used, polled.is_pending() && run.take_yielded());
+        if let Some(hunger) = at_the_back {
+            hunger.ran(used, polled.is_pending() && run.take_yielded());
         }
         match polled {
             Poll::Ready(()) => Poll::Ready(true),
-            Poll::Pending if !*at_the_back && run.outlived_quantum() => Poll::Ready(false),
+            Poll::Pending if at_the_back.is_none() && run.outlived_quantum() => Poll::Ready(false),
             Poll::Pending => Poll::Pending,
         }
     }

@@ -168,12 +168,13 @@ impl Supervisor {
     fn tell_everything(&self) {
         let Desired { settings, components, bindings } = &self.desired;
         self.tell(&ToWorker::Settings(settings.clone()));
-        for (name, spec) in components {
-            self.tell(&ToWorker::Component { name: name.clone(), spec: Box::new(spec.clone()) });
-        }
+        // Bindings first: what becomes of a component is told for each binding that there is.
         for (binding, listeners) in bindings {
             let descriptors: Vec<_> = listeners.iter().map(AsFd::as_fd).collect();
             self.tell_with(&ToWorker::Bind(binding.clone()), &descriptors);
+        }
+        for (name, spec) in components {
+            self.tell(&ToWorker::Component { name: name.clone(), spec: Box::new(spec.clone()) });
         }
         self.tell(&ToWorker::Complete);
     }

@@ -185,7 +185,12 @@ impl Worker {
                 }
             }
             ToWorker::Compiled { id, result } => self.preparer.compiled(id, result),
-            ToWorker::Complete => self.complete = true,
+            ToWorker::Complete => {
+                self.complete = true;
+                for event in self.registry.complete() {
+                    self.preparer.report(event);
+                }
+            }
             ToWorker::Settings(_) | ToWorker::Drain => {}
         }
     }

@@ -2,13 +2,16 @@
 
 use std::{collections::HashMap, time::Instant};
 
-use pillion_protocol::{component::ComponentSpec, name::Name};
+use pillion_protocol::{
+    component::{ComponentSpec, Limits},
+    name::Name,
+};
 use tokio::sync::watch;
 
 use super::prepare::{Failure, Outcome, Preparation, Prepared};
 use crate::{
     endpoint::State,
-    supervisor::message::{Binding, Event},
+    supervisor::message::{Binding, Event, Reason},
 };
 
 /// The registry.
@@ -65,13 +68,24 @@ impl Registry {
         Some(Preparation { anew: true, ..self.want(name.clone(), spec) })
     }
 
-    /// A binding; gives where its component's state is told.
+    /// A binding; gives where its component's state is told. Requests are held until the component is known, or known not to be.
     pub(super) fn bind(&mut self, binding: Binding) -> watch::Receiver<State> {
-        let name = binding.component.clone();
-        let unknown = || Known::new(State::Failed(format!("there is no component {name:?}").into()));
-        let known = self.components.entry(name.clone()).or_insert_with(unknown);
+        let hold = State::Preparing(Limits::default().head_timeout.get().get());
+        let known = self.components.entry(binding.component.clone()).or_insert_with(|| Known::new(hold));
         known.bindings.push(binding);
         known.state.subscribe()
+    }
+
+    /// Everything that is wanted was told: what is bound and not wanted is unknown.
+    pub(super) fn complete(&mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        for (name, known) in self.components.iter().filter(|(_, known)| known.wanted.is_none()) {
+            let message = format!("there is no component {name:?}");
+            known.state.send_replace(State::Failed(message.as_str().into()));
+            let failure = Failure { reason: Reason::Unknown, message };
+            events.extend(known.bindings.iter().map(|binding| failed(binding, &failure)));
+        }
+        events
     }
 
     /// Takes in what became of a preparation; gives what people want to know of it.
@@ -129,16 +143,18 @@ fn event(binding: &Binding, preparation: &Preparation, result: &Result<Outcome, 
             compiled: *compiled,
             seconds: preparation.began.elapsed().as_secs_f64(),
         },
-        Err(Failure { reason, message }) => {
-            Event::Failed { component, binding: name, port, reason: *reason, message: message.clone() }
-        }
+        Err(failure) => failed(binding, failure),
     }
+}
+
+fn failed(binding: &Binding, failure: &Failure) -> Event {
+    let Binding { name, component, port } = binding.clone();
+    Event::Failed { component, binding: name, port, reason: failure.reason, message: failure.message.clone() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::supervisor::message::Reason;
 
     fn binding(component: &str, port: u16) -> Binding {
         let name: Name = component.parse().unwrap();
@@ -149,23 +165,28 @@ mod tests {
         ComponentSpec::new(pillion_protocol::component::Image::Path("/x.wasm".into()))
     }
 
-    fn failed(preparation: &Preparation, message: &str) -> Prepared {
+    fn unprepared(preparation: &Preparation, message: &str) -> Prepared {
         let result = Err(Failure { reason: Reason::Component, message: message.into() });
         Prepared { preparation: preparation.clone(), result }
     }
 
     #[test]
-    fn a_binding_without_a_component_says_so_and_one_with_is_prepared() {
+    fn a_binding_waits_for_its_component_until_there_is_none() {
         let mut registry = Registry::default();
-        let state = registry.bind(binding("a", 8080));
-        assert!(matches!(&*state.borrow(), State::Failed(why) if why.contains("\"a\"")));
+        let [state, unknown] = ["a", "b"].map(|name| registry.bind(binding(name, 8080)));
         let first = registry.want("a".parse().unwrap(), spec());
         assert!(matches!(&*state.borrow(), State::Preparing(_)));
+        assert!(matches!(&*unknown.borrow(), State::Preparing(_)));
         assert_eq!(registry.all_decided(), None);
-        let events = registry.decide(failed(&first, "broken"));
+        let events = registry.complete();
+        assert!(
+            matches!(&events[..], [Event::Failed { reason: Reason::Unknown, message, .. }] if message.contains("\"b\""))
+        );
+        assert!(matches!(&*unknown.borrow(), State::Failed(_)));
+        let events = registry.decide(unprepared(&first, "broken"));
         assert!(matches!(&events[..], [Event::Failed { message, .. }] if message == "broken"));
         assert!(matches!(&*state.borrow(), State::Failed(why) if &**why == "broken"));
-        assert_eq!(registry.all_decided(), Some((0, 1)));
+        assert_eq!(registry.all_decided(), Some((0, 2)));
     }
 
     #[test]
@@ -174,8 +195,8 @@ mod tests {
         let state = registry.bind(binding("a", 8080));
         let first = registry.want("a".parse().unwrap(), spec());
         let second = registry.want("a".parse().unwrap(), spec());
-        assert!(registry.decide(failed(&first, "old")).is_empty());
+        assert!(registry.decide(unprepared(&first, "old")).is_empty());
         assert!(matches!(&*state.borrow(), State::Preparing(_)));
-        assert_eq!(registry.decide(failed(&second, "new")).len(), 1);
+        assert_eq!(registry.decide(unprepared(&second, "new")).len(), 1);
     }
 }
