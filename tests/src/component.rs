@@ -16,6 +16,7 @@ pub struct Component {
     config: Vec<Value>,
     hosts: Vec<String>,
     limits: Map<String, Value>,
+    reuse: u32,
 }
 
 impl Component {
@@ -37,6 +38,7 @@ impl Component {
             config: Vec::new(),
             hosts: Vec::new(),
             limits: Map::new(),
+            reuse: 1,
         }
     }
 
@@ -44,6 +46,13 @@ impl Component {
     #[must_use]
     pub fn limit(mut self, key: &str, value: impl Into<Value>) -> Self {
         self.limits.insert(key.into(), value.into());
+        self
+    }
+
+    /// With so many requests for each instance.
+    #[must_use]
+    pub fn instances(mut self, reuse: u32) -> Self {
+        self.reuse = reuse;
         self
     }
 
@@ -75,9 +84,10 @@ impl Component {
 
     /// The resource. JSON is YAML.
     pub fn yaml(&self) -> String {
-        let Self { name, image, env, config, hosts, limits } = self;
+        let Self { name, image, env, config, hosts, limits, reuse } = self;
         let spec = json!({
             "image": image, "env": env, "config": config, "allowedOutboundHosts": hosts, "limits": limits,
+            "instances": {"reuse": reuse},
         });
         let resource = json!({
             "apiVersion": "pillion.dev/v1alpha1", "kind": "Component", "metadata": {"name": name}, "spec": spec,

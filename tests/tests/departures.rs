@@ -181,3 +181,31 @@ async fn a_stream_that_is_reset_ends_its_guest_and_not_the_connection() -> Resul
     }
     Ok(())
 }
+
+#[tokio::test]
+async fn an_http_2_caller_that_takes_nothing_of_its_answer_loses_its_place() -> Result<()> {
+    let host =
+        Host::of_faults(|component| component.limit("idleTimeout", "300ms").limit("concurrency", 1).limit("queue", 0))
+            .await?;
+    for guest in FAULTS {
+        let port = host.port(guest)?;
+        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
+        // The connection lives and answers pings, but no stream ever has room.
+        let (sender, connection) =
+            h2::client::Builder::new().initial_window_size(0).handshake::<_, bytes::Bytes>(stream).await?;
+        let driver = tokio::spawn(connection);
+        let request = hyper::Request::get(format!("http://localhost:{port}/stream?bytes=10000000")).body(())?;
+        let (answer, _body) = sender.ready().await?.send_request(request, true)?;
+        let answer = answer.await?;
+        assert_eq!(answer.status(), 200, "{guest}");
+        assert_eq!(get(Protocol::H1, port, "/hello").await?.status, 503, "{guest}: it has the only place");
+        let free = async || {
+            ensure!(get(Protocol::H1, port, "/hello").await?.status == 200, "the place is taken");
+            Ok(())
+        };
+        eventually("the place of a caller that takes nothing", Duration::from_secs(5), free).await?;
+        drop(answer);
+        driver.abort();
+    }
+    Ok(())
+}

@@ -43,8 +43,10 @@ impl HeadSender {
     }
 
     fn send(&self, head: Head) {
-        let sender = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        _ = sender.map(|sender| sender.send(head));
+        if let Some(sender) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            // Nobody may be waiting any more.
+            _ = sender.send(head);
+        }
     }
 }
 
