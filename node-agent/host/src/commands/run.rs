@@ -2,7 +2,7 @@
 
 use std::{
     cell::Cell,
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::OwnedFd,
@@ -139,18 +139,15 @@ impl Run {
         if bindings.is_empty() {
             return Ok(ExitCode::FAILURE);
         }
-        let watched = watched(&self.files, &components);
         let bound: BTreeSet<_> = bindings.iter().map(|(binding, _)| binding.component.clone()).collect();
-        let components: BTreeMap<_, _> = components
-            .into_iter()
-            .filter(|(name, _)| bound.contains(name))
-            .map(|(name, entry)| (name, entry.spec))
-            .collect();
+        let watched = self.watch.then(|| watched(&self.files, &components));
+        let components =
+            components.into_iter().filter(|(name, _)| bound.contains(name)).map(|(name, entry)| (name, entry.spec));
         let settings = Settings { store, memory: self.memory, drain_timeout: self.drain_timeout, log };
         let unbound = asked_for - bindings.len();
-        let supervisor = Supervisor::new(Desired { settings, components: components.clone(), bindings });
+        let supervisor = Supervisor::new(Desired { settings, components: components.collect(), bindings });
         terminate_on_signals(supervisor.inputs())?;
-        if self.watch {
+        if let Some(watched) = watched {
             self.start_watching(&watched, bound, supervisor.inputs())?;
         }
         let (inputs, nothing) = (supervisor.inputs(), Cell::new(false));

@@ -39,7 +39,7 @@ pub struct Version {
     /// Its native code.
     pub native: Arc<NativeCode>,
     /// Its settings.
-    pub spec: ComponentSpec,
+    pub spec: Arc<ComponentSpec>,
 }
 
 /// A version as one endpoint serves it.
@@ -70,7 +70,7 @@ impl Served {
 
 impl Serving {
     fn new(version: Arc<Version>, component: &Name, binding: &Name) -> Self {
-        let ComponentSpec { env, config, limits, allowed_outbound_hosts, instances, .. } = &version.spec;
+        let ComponentSpec { env, config, limits, allowed_outbound_hosts, instances, .. } = &*version.spec;
         let pairs = |variables: &[pillion_protocol::component::Variable]| {
             variables.iter().map(|v| (v.name.clone(), v.value.clone())).collect::<Vec<_>>()
         };

@@ -58,12 +58,20 @@ impl CacheError {
 impl Cache {
     /// A cache of at most `max_loaded` components.
     pub fn new(engines: Arc<Engines>, max_loaded: u32) -> Self {
+        // To unmap code takes a while, several at once longer: not on the thread of the request that made room.
+        let (unload, unloaded) = std::sync::mpsc::channel::<Arc<Loaded>>();
+        let unloading =
+            std::thread::Builder::new().name("unload".into()).spawn(move || unloaded.into_iter().for_each(drop));
+        if let Err(error) = unloading {
+            tracing::warn!(%error, "components are unloaded on the threads that serve");
+        }
         // The weigher sees only what is loaded, so that carries its size.
         let weight = weight(max_loaded);
         let loaded = Moka::builder()
             .max_capacity(u64::from(max_loaded) * UNITS)
             .weigher(move |_, loaded: &Arc<Loaded>| weight(loaded.bytes))
             .eviction_policy(EvictionPolicy::lru())
+            .eviction_listener(move |_, loaded, _| _ = unload.send(loaded))
             .build();
         Self { engines, loaded }
     }

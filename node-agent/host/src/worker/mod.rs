@@ -171,7 +171,7 @@ impl Worker {
 
     fn receive(&mut self, incoming: Incoming<ToWorker>) {
         match incoming.message {
-            ToWorker::Component { name, spec } => self.to_look_up.push_back(self.registry.want(name, *spec)),
+            ToWorker::Component { name, spec } => self.to_look_up.push_back(self.registry.want(name, Arc::from(spec))),
             ToWorker::Bind(binding) => {
                 let state = self.registry.bind(binding.clone());
                 let endpoint =

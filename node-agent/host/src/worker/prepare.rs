@@ -32,7 +32,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub(super) struct Preparation {
     pub(super) name: Name,
-    pub(super) spec: ComponentSpec,
+    pub(super) spec: Arc<ComponentSpec>,
     /// Which of the component's preparations this is: a newer one replaces it.
     pub(super) generation: u64,
     pub(super) began: Instant,
@@ -159,14 +159,19 @@ impl Preparer {
 }
 
 /// Checks what the component is against its limits.
-fn outcome(spec: &ComponentSpec, artifact: &Artifact, native: NativeCode, compiled: bool) -> Result<Outcome, Failure> {
+fn outcome(
+    spec: &Arc<ComponentSpec>,
+    artifact: &Artifact,
+    native: NativeCode,
+    compiled: bool,
+) -> Result<Outcome, Failure> {
     let (needs, limit) = (native.memory_minimum, spec.limits.memory.get());
     if needs > limit.get() {
         let needs = ByteSize::bytes(needs);
         let message = format!("the component needs at least {needs} of memory, its limits.memory is {limit}");
         return Err(Failure::new(Reason::Limits, message));
     }
-    let version = Version { digest: artifact.digest, native: Arc::new(native), spec: spec.clone() };
+    let version = Version { digest: artifact.digest, native: Arc::new(native), spec: Arc::clone(spec) };
     Ok(Outcome { version: Arc::new(version), compiled })
 }
 

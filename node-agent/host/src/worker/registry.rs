@@ -1,6 +1,6 @@
 //! What the worker knows: components, their states, the bindings of each. Decides, and does no IO.
 
-use std::{collections::HashMap, time::Instant};
+use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use pillion_protocol::{
     component::{ComponentSpec, Limits},
@@ -30,7 +30,7 @@ struct Known {
 }
 
 struct Wanted {
-    spec: ComponentSpec,
+    spec: Arc<ComponentSpec>,
     generation: u64,
     /// What became of it is known.
     decided: bool,
@@ -44,14 +44,14 @@ impl Known {
 
 impl Registry {
     /// A component is wanted like this. Even if its settings are the same, its file may have changed.
-    pub(super) fn want(&mut self, name: Name, spec: ComponentSpec) -> Preparation {
+    pub(super) fn want(&mut self, name: Name, spec: Arc<ComponentSpec>) -> Preparation {
         let preparing = State::Preparing(spec.limits.head_timeout.get().get());
         let known = self.components.entry(name.clone()).or_insert_with(|| Known::new(preparing.clone()));
         let generation = known.wanted.as_ref().map_or(0, |wanted| wanted.generation + 1);
         if known.wanted.is_none() {
             known.state.send_replace(preparing);
         }
-        known.wanted = Some(Wanted { spec: spec.clone(), generation, decided: false });
+        known.wanted = Some(Wanted { spec: Arc::clone(&spec), generation, decided: false });
         Preparation { name, spec, generation, began: Instant::now(), anew: false }
     }
 
@@ -64,7 +64,7 @@ impl Registry {
             known.state.send_replace(State::Failed(why.into()));
             return None;
         }
-        let spec = wanted.spec.clone();
+        let spec = Arc::clone(&wanted.spec);
         Some(Preparation { anew: true, ..self.want(name.clone(), spec) })
     }
 
@@ -161,8 +161,8 @@ mod tests {
         Binding { name: name.clone(), component: name, port: port.try_into().unwrap() }
     }
 
-    fn spec() -> ComponentSpec {
-        ComponentSpec::new(pillion_protocol::component::Image::Path("/x.wasm".into()))
+    fn spec() -> Arc<ComponentSpec> {
+        Arc::new(ComponentSpec::new(pillion_protocol::component::Image::Path("/x.wasm".into())))
     }
 
     fn unprepared(preparation: &Preparation, message: &str) -> Prepared {
