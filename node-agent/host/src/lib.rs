@@ -12,6 +12,7 @@
 //! | [`endpoint`] | listeners, connections, HTTP, what a caller gets |
 //! | [`engine`] | wasmtime's settings, linking, loading |
 //! | [`guest`] | what an instance sees: interfaces, logs, memory limit; how it is called |
+//! | [`idle`] | the timer for silence that bodies and connections share |
 //! | [`outbound`] | where guests may call out to, and the calls |
 //! | [`scheduler`] | admission, budgets, CPU time, which threads a guest runs on |
 //! | [`store`] | artifacts and native code on disk |
@@ -27,6 +28,7 @@ pub mod compiler;
 pub mod endpoint;
 pub mod engine;
 pub mod guest;
+pub mod idle;
 pub mod outbound;
 pub mod scheduler;
 pub mod store;

@@ -3,7 +3,6 @@
 
 use std::{
     fmt,
-    future::Future,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -15,33 +14,12 @@ use http::{HeaderMap, Method, Response, StatusCode, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use tokio::time::{Instant, Sleep};
 use wasmtime_wasi_http::WasiBody;
 
-use crate::scheduler::run::{End, Run, Stop};
-
-/// A timer for silence. It costs nothing until a body has to wait.
-struct Idle {
-    timeout: Duration,
-    sleep: Option<Pin<Box<Sleep>>>,
-}
-
-impl Idle {
-    fn new(timeout: Duration) -> Self {
-        Self { timeout, sleep: None }
-    }
-
-    /// Something came.
-    fn reset(&mut self) {
-        self.sleep = None;
-    }
-
-    /// Nothing came; ready when that has been so for too long.
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + self.timeout)));
-        sleep.as_mut().poll(cx)
-    }
-}
+use crate::{
+    idle::Idle,
+    scheduler::run::{End, Run, Stop},
+};
 
 /// The caller's body, as the guest reads it.
 pub struct CallerBody {

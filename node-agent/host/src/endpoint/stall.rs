@@ -3,7 +3,6 @@
 //! hyper asks a body for more only when it can write, so nothing above the socket notices a caller that stopped reading.
 
 use std::{
-    future::Future,
     io,
     pin::Pin,
     task::{Context, Poll},
@@ -11,29 +10,27 @@ use std::{
 };
 
 use hyper::rt::{Read, ReadBufCursor, Write};
-use tokio::time::{Instant, Sleep};
+
+use crate::idle::Idle;
 
 /// An IO whose writes may wait for so long at most.
 pub struct StallGuard<T> {
     io: T,
-    timeout: Duration,
-    waiting: Option<Pin<Box<Sleep>>>,
+    idle: Idle,
 }
 
 impl<T> StallGuard<T> {
     /// Lets each write wait for `timeout`.
     pub fn new(io: T, timeout: Duration) -> Self {
-        Self { io, timeout, waiting: None }
+        Self { io, idle: Idle::new(timeout) }
     }
 
     fn watch(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if written.is_ready() {
-            self.waiting = None;
+            self.idle.reset();
             return written;
         }
-        let timeout = self.timeout;
-        let waiting = self.waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + timeout)));
-        waiting.as_mut().poll(cx).map(|()| Err(io::Error::new(io::ErrorKind::TimedOut, "the caller reads nothing")))
+        self.idle.poll(cx).map(|()| Err(io::Error::new(io::ErrorKind::TimedOut, "the caller reads nothing")))
     }
 }
 

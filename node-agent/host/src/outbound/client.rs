@@ -22,7 +22,6 @@ use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     sync::Semaphore,
-    time::{Instant, Sleep},
 };
 use tokio_rustls::{
     TlsConnector,
@@ -34,6 +33,7 @@ use super::{
     Call, Sent,
     policy::{Host, Target, allowing, may_connect},
 };
+use crate::idle::Idle;
 
 /// Bounds where the guest sets none. Its own head timeout ends it before.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -54,8 +54,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 /// The outside world's body, as the guest reads it.
 struct AnswerBody {
     body: Incoming,
-    timeout: Duration,
-    waiting: Option<Pin<Box<Sleep>>>,
+    idle: Idle,
     _call: Call,
 }
 
@@ -83,7 +82,7 @@ pub(super) async fn send(
     let answered = tokio::time::timeout(options.first_byte_timeout.unwrap_or(FIRST_BYTE), sender.send_request(request));
     let answer = answered.await.map_err(|_| Error::ConnectionReadTimeout)??;
     let timeout = options.between_bytes_timeout.unwrap_or(BETWEEN_BYTES);
-    let answer = answer.map(|body| AnswerBody { body, timeout, waiting: None, _call: call }.boxed_unsync());
+    let answer = answer.map(|body| AnswerBody { body, idle: Idle::new(timeout), _call: call }.boxed_unsync());
     Ok((answer, Box::new(connection)))
 }
 
@@ -151,17 +150,13 @@ impl Body for AnswerBody {
     type Error = Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let Self { body, timeout, waiting, .. } = &mut *self;
+        let Self { body, idle, .. } = &mut *self;
         match Pin::new(body).poll_frame(cx) {
             Poll::Ready(frame) => {
-                *waiting = None;
+                idle.reset();
                 Poll::Ready(frame.map(|frame| frame.map_err(Error::from)))
             }
-            Poll::Pending => {
-                let sleep =
-                    waiting.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(Instant::now() + *timeout)));
-                sleep.as_mut().poll(cx).map(|()| Some(Err(Error::ConnectionReadTimeout)))
-            }
+            Poll::Pending => idle.poll(cx).map(|()| Some(Err(Error::ConnectionReadTimeout))),
         }
     }
 

@@ -181,7 +181,7 @@ impl Artifact {
 }
 
 /// Copies everything and hashes it on the way; gives the digest and the number of bytes.
-fn copy_hashing(mut from: impl Read, to: &mut File) -> io::Result<(Digest, u64)> {
+fn copy_hashing(mut from: impl Read, to: &mut impl Write) -> io::Result<(Digest, u64)> {
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 64 << 10];
     let mut size = 0;

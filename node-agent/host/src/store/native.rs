@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, File},
-    io::{self, BufReader, Read, Write},
+    io::{self, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     sync::Mutex,
@@ -10,9 +10,8 @@ use std::{
 
 use pillion_protocol::digest::Digest;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
-use super::{StoreError, failed};
+use super::{StoreError, copy_hashing, failed};
 use crate::{compiler::facts::Facts, engine::settings::World};
 
 /// Native code of one kind.
@@ -192,18 +191,7 @@ impl OpenNative {
 }
 
 fn digest_of(file: File) -> io::Result<(Digest, u64)> {
-    let mut reader = BufReader::with_capacity(64 << 10, file);
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 64 << 10];
-    let mut size = 0;
-    loop {
-        let read = reader.read(&mut buffer)?;
-        if read == 0 {
-            return Ok((Digest::from_sha256(hasher.finalize().into()), size));
-        }
-        hasher.update(buffer.get(..read).unwrap_or_default());
-        size += read as u64;
-    }
+    copy_hashing(file, &mut io::sink())
 }
 
 #[cfg(test)]
