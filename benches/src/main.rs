@@ -8,7 +8,7 @@
 //! | [`child`], [`host`] | processes that are started, and ended whatever happens; `pillion run` among them |
 //! | [`prime`] | thousands of distinct components, compiled once |
 //! | [`client`], [`load`], [`crowd`] | one request at a time; an open loop; many requests that are held or repeated |
-//! | [`hyper_hello`] | the plain server that is the baseline for a request without a guest |
+//! | [`hyper_hello`], [`spin`] | the plain server that is the baseline for a request without a guest; a program that spins |
 //! | [`proc`], [`figures`], [`report`] | what the kernel says; medians and ratios; table and JSON |
 
 #![forbid(unsafe_code)]
@@ -27,6 +27,7 @@ mod prime;
 mod proc;
 mod report;
 mod setup;
+mod spin;
 mod throughput;
 
 use std::process::ExitCode;
@@ -63,6 +64,9 @@ enum Bench {
     /// A hyper server that answers `hello`
     #[command(hide = true)]
     HyperHello(hyper_hello::Arguments),
+    /// Spins
+    #[command(hide = true)]
+    Spin(spin::Arguments),
 }
 
 fn main() -> ExitCode {
@@ -78,6 +82,10 @@ fn main() -> ExitCode {
 fn run(line: CommandLine) -> anyhow::Result<ExitCode> {
     if let Bench::HyperHello(arguments) = &line.bench {
         return hyper_hello::serve(arguments).map(|()| ExitCode::SUCCESS);
+    }
+    if let Bench::Spin(arguments) = &line.bench {
+        spin::spin(arguments);
+        return Ok(ExitCode::SUCCESS);
     }
     child::end_all_on_signals().context("signals cannot be handled")?;
     let setup = Setup::new(&line.setup)?;
@@ -97,7 +105,7 @@ fn run(line: CommandLine) -> anyhow::Result<ExitCode> {
             prime::prepare(&setup, arguments.components(&setup))?;
             return Ok(ExitCode::SUCCESS);
         }
-        Bench::HyperHello(_) => {}
+        Bench::HyperHello(_) | Bench::Spin(_) => {}
     }
     report.print(&setup)?;
     let failed = report.failed() || setup.strict && report.missed();

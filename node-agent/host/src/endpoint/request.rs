@@ -30,7 +30,7 @@ use crate::{
     scheduler::{
         budget::REQUEST_OVERHEAD,
         run::{End, Run, Stop},
-        watch::{Waits, Watched},
+        watch::Waits,
     },
 };
 
@@ -81,19 +81,18 @@ async fn answer(endpoint: &Arc<Endpoint>, mut request: Request<Incoming>) -> Res
     let (head, response) = HeadSender::new();
     let reuse = serving.reuse.clone();
     let called = {
-        let called = call(loaded, guest, reuse, request, head.clone(), Arc::clone(&run));
-        async move {
+        let called = call(&loaded, guest, reuse, request, head.clone(), Arc::clone(&run));
+        Box::pin(async move {
             called.await;
             // Free again once the store is gone, and before its caller can learn that no head will come.
             drop((place, overhead, counted));
             drop(head);
-        }
+        })
     };
     let waits = Waits { idle: limits.idle_timeout.get().get(), linger: limits.linger_timeout.get().get(), total };
-    let called = Watched::new(called, Arc::clone(&run), waits);
     // From here on the guest ends when this future is dropped: its caller went away.
     let waiting = StopOnDrop { run: Arc::clone(&run), armed: AtomicBool::new(true) };
-    shared.scheduler.start(Box::pin(called), Arc::clone(&run), Arc::clone(&endpoint.account));
+    shared.scheduler.start(called, waits, Arc::clone(&run), Arc::clone(&endpoint.account));
     let response = match tokio::time::timeout_at(head_by, response).await {
         Ok(Ok(Ok(response))) => response,
         Ok(Ok(Err(code))) => {

@@ -6,7 +6,7 @@
 pub mod cache;
 pub mod settings;
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use wasmtime::{
     Engine,
@@ -32,9 +32,9 @@ pub struct Loaded {
 /// What instances are made from.
 pub enum Pre {
     /// Exports `wasi:http/incoming-handler@0.2.x`.
-    P2(p2::bindings::ProxyPre<Guest>),
+    P2(Arc<p2::bindings::ProxyPre<Guest>>),
     /// Exports `wasi:http/handler@0.3.x`.
-    P3(p3::bindings::ServicePre<Guest>),
+    P3(Arc<p3::bindings::ServicePre<Guest>>),
 }
 
 /// Why a component could not be loaded.
@@ -109,8 +109,8 @@ impl Hosted {
     fn link(&self, world: World, component: &Component) -> wasmtime::Result<Pre> {
         let pre = self.linker.instantiate_pre(component)?;
         Ok(match world {
-            World::P2 => Pre::P2(p2::bindings::ProxyPre::new(pre)?),
-            World::P3 => Pre::P3(p3::bindings::ServicePre::new(pre)?),
+            World::P2 => Pre::P2(Arc::new(p2::bindings::ProxyPre::new(pre)?)),
+            World::P3 => Pre::P3(Arc::new(p3::bindings::ServicePre::new(pre)?)),
         })
     }
 }

@@ -18,7 +18,10 @@ use super::{
 use crate::{
     endpoint::body::CallerBody,
     engine::{Loaded, Pre},
-    scheduler::run::{End, Run},
+    scheduler::{
+        GuestFuture,
+        run::{End, Run},
+    },
 };
 
 /// Bytes that one call between guest and host may copy.
@@ -51,40 +54,57 @@ impl HeadSender {
 }
 
 /// Calls the guest, sends the head when it comes, and ends when the guest has. How it ended is in `run` before anything that
-/// the caller could notice is dropped.
-pub async fn call(
-    loaded: Arc<Loaded>,
+/// the caller could notice is dropped. In a box as large as its world needs: it moves on its way to a thread.
+pub fn call(
+    loaded: &Loaded,
+    guest: Guest,
+    reuse: Option<Arc<Reuse>>,
+    request: Request<CallerBody>,
+    head: HeadSender,
+    run: Arc<Run>,
+) -> GuestFuture {
+    match &loaded.pre {
+        Pre::P2(pre) => Box::pin(serve_p2(Arc::clone(pre), guest, request, head, run)),
+        Pre::P3(pre) => Box::pin(serve_p3(Arc::clone(pre), guest, reuse, request, head, run)),
+    }
+}
+
+async fn serve_p2(
+    pre: Arc<p2::bindings::ProxyPre<Guest>>,
+    guest: Guest,
+    request: Request<CallerBody>,
+    head: HeadSender,
+    run: Arc<Run>,
+) {
+    let mut store = new_store(pre.engine(), guest, &run);
+    let _unwinding = Unwinding(&run);
+    let result = call_p2(&pre, &mut store, request, head).await;
+    run.finish(end(result, &store));
+}
+
+async fn serve_p3(
+    pre: Arc<p3::bindings::ServicePre<Guest>>,
     guest: Guest,
     reuse: Option<Arc<Reuse>>,
     request: Request<CallerBody>,
     head: HeadSender,
     run: Arc<Run>,
 ) {
-    match &loaded.pre {
-        Pre::P2(pre) => {
-            let mut store = new_store(pre.engine(), guest, &run);
-            let _unwinding = Unwinding(&run);
-            let result = call_p2(pre, &mut store, request, head).await;
-            run.finish(end(result, &store));
-        }
-        Pre::P3(pre) => {
-            let instance = match reuse.as_ref().and_then(|reuse| reuse.take()) {
-                Some(instance) => Ok(instance.for_run(&run)),
-                None => new_instance(pre, new_store(pre.engine(), guest, &run)).await,
-            };
-            let mut instance = match instance {
-                Ok(instance) => instance,
-                Err((store, error)) => return run.finish(end(Err(error), &store)),
-            };
-            let _unwinding = Unwinding(&run);
-            let result = call_p3(&mut instance, request, head).await;
-            run.finish(end(result, &instance.store));
-            if let Some(reuse) = reuse
-                && run.failure().is_none()
-            {
-                reuse.park(instance);
-            }
-        }
+    let instance = match reuse.as_ref().and_then(|reuse| reuse.take()) {
+        Some(instance) => Ok(instance.for_run(&run)),
+        None => new_instance(&pre, new_store(pre.engine(), guest, &run)).await,
+    };
+    let mut instance = match instance {
+        Ok(instance) => instance,
+        Err((store, error)) => return run.finish(end(Err(error), &store)),
+    };
+    let _unwinding = Unwinding(&run);
+    let result = call_p3(&mut instance, request, head).await;
+    run.finish(end(result, &instance.store));
+    if let Some(reuse) = reuse
+        && run.failure().is_none()
+    {
+        reuse.park(instance);
     }
 }
 

@@ -16,6 +16,7 @@
 pub mod account;
 pub mod admission;
 pub mod budget;
+mod clock;
 pub mod floor;
 pub mod run;
 pub mod ticker;
@@ -37,6 +38,7 @@ use self::{
     floor::{Back, Hunger},
     run::{End, Run},
     ticker::Ticker,
+    watch::{Waits, Watched},
 };
 use crate::sys::{ThreadClass, set_thread_class};
 
@@ -93,9 +95,10 @@ impl Scheduler {
         Arc::new(Account::new(Arc::clone(&self.window)))
     }
 
-    /// Starts `guest`. What becomes of it is told by `run`.
-    pub fn start(self: &Arc<Self>, guest: GuestFuture, run: Arc<Run>, account: Arc<Account>) {
+    /// Starts `guest`, which may wait for so long. What becomes of it is told by `run`.
+    pub fn start(self: &Arc<Self>, guest: GuestFuture, waits: Waits, run: Arc<Run>, account: Arc<Account>) {
         let above_share = account.above_fair_share();
+        let guest = Watched::new(guest, Arc::clone(&run), waits);
         let driven = Driven { guest, run, account, scheduler: Arc::clone(self), at_the_back: None };
         if above_share {
             self.spawn_at_the_back(driven);
@@ -122,7 +125,7 @@ impl Drop for Scheduler {
 
 /// A guest on its way over the threads. Every poll is measured and charged.
 struct Driven {
-    guest: GuestFuture,
+    guest: Watched,
     run: Arc<Run>,
     account: Arc<Account>,
     scheduler: Arc<Scheduler>,
@@ -148,7 +151,7 @@ impl Driven {
             return Poll::Ready(true);
         }
         scheduler.ticker.touch();
-        let (polled, used) = run.measure(|| guest.as_mut().poll(cx));
+        let (polled, used) = run.measure(|| Pin::new(guest).poll(cx));
         account.charge(used);
         if let Some(hunger) = at_the_back {
             hunger.ran(used, polled.is_pending() && run.take_yielded());

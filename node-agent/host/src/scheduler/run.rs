@@ -16,7 +16,7 @@ use futures::task::AtomicWaker;
 use tokio::time::Instant;
 use wasmtime::UpdateDeadline;
 
-use super::ticker::TICK;
+use super::{clock, ticker::TICK};
 
 /// CPU time after which a guest leaves the front. Never less than two ticks: the first tick can come right after the start.
 pub const QUANTUM: Duration = Duration::from_millis(5);
@@ -65,7 +65,7 @@ pub struct Run {
     cpu_limit: u64,
     /// Nanoseconds of CPU time in finished polls.
     cpu_used: AtomicU64,
-    /// The thread's CPU clock when the current poll began.
+    /// When the current poll began, in nanoseconds after `began`.
     poll_began: AtomicU64,
     outlived: AtomicBool,
     yielded: AtomicBool,
@@ -87,17 +87,15 @@ enum Interrupted {
     CpuLimit,
 }
 
-/// This thread's CPU time in nanoseconds.
-fn thread_cpu() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    now.tv_sec.cast_unsigned().wrapping_mul(1_000_000_000).wrapping_add(now.tv_nsec.cast_unsigned())
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl Run {
     /// A run that may use so much CPU time.
     pub fn new(cpu_limit: Duration) -> Self {
         Self {
-            cpu_limit: u64::try_from(cpu_limit.as_nanos()).unwrap_or(u64::MAX),
+            cpu_limit: nanos(cpu_limit),
             cpu_used: AtomicU64::new(0),
             poll_began: AtomicU64::new(0),
             outlived: AtomicBool::new(false),
@@ -184,12 +182,18 @@ impl Run {
 
     /// Does one poll and gives its CPU time.
     pub(super) fn measure<T>(&self, poll: impl FnOnce() -> T) -> (T, Duration) {
-        let before = thread_cpu();
-        self.poll_began.store(before, Relaxed);
+        let began = clock::begin();
+        self.poll_began.store(nanos(began.saturating_duration_since(self.began.into_std())), Relaxed);
         let result = poll();
-        let used = thread_cpu().saturating_sub(before);
-        self.cpu_used.fetch_add(used, Relaxed);
-        (result, Duration::from_nanos(used))
+        let used = clock::used_since(began);
+        self.cpu_used.fetch_add(nanos(used), Relaxed);
+        (result, used)
+    }
+
+    /// CPU time of the poll that runs now. Called on its thread.
+    fn this_poll(&self) -> Duration {
+        let began = Duration::from_nanos(self.poll_began.load(Relaxed));
+        clock::used_since(self.began.into_std() + began)
     }
 
     pub(super) fn outlived_quantum(&self) -> bool {
@@ -210,8 +214,7 @@ impl Run {
         if self.stop.get().is_some() {
             return Err(Interrupted::Stopped.into());
         }
-        let this_poll = thread_cpu().saturating_sub(self.poll_began.load(Relaxed));
-        let used = self.cpu_used.load(Relaxed).saturating_add(this_poll);
+        let used = self.cpu_used.load(Relaxed).saturating_add(nanos(self.this_poll()));
         if used > self.cpu_limit {
             self.finish(End::CpuLimit);
             return Err(Interrupted::CpuLimit.into());
@@ -253,7 +256,7 @@ mod tests {
         let ((), asleep) = run.measure(|| std::thread::sleep(Duration::from_millis(20)));
         assert!(asleep < Duration::from_millis(10), "{asleep:?}");
         run.measure(|| {
-            while thread_cpu() < run.poll_began.load(Relaxed) + 6_000_000 {}
+            while run.this_poll() < Duration::from_millis(6) {}
             run.tick().map(|_| ()).unwrap();
         });
         assert!(run.outlived_quantum());
@@ -264,7 +267,7 @@ mod tests {
     fn who_uses_its_cpu_time_ends_at_the_next_tick() {
         let run = Run::new(Duration::from_millis(1));
         let (ticked, _) = run.measure(|| {
-            while thread_cpu() < run.poll_began.load(Relaxed) + 2_000_000 {}
+            while run.this_poll() < Duration::from_millis(2) {}
             run.tick().map(|_| ())
         });
         assert!(ticked.is_err());

@@ -13,7 +13,10 @@ use std::{
 
 use tokio::time::{Instant, Sleep};
 
-use super::run::{Run, Stop};
+use super::{
+    GuestFuture,
+    run::{Run, Stop},
+};
 
 /// How long each wait may be.
 #[derive(Clone, Copy, Debug)]
@@ -28,17 +31,17 @@ pub struct Waits {
 
 /// Runs a guest, and stops its run when a wait is too long. The stop ends this future from outside, so that the end is recorded
 /// before the guest's store is dropped.
-pub struct Watched<F> {
-    guest: Pin<Box<F>>,
+pub struct Watched {
+    guest: GuestFuture,
     run: Arc<Run>,
     waits: Waits,
     sleep: Option<Pin<Box<Sleep>>>,
 }
 
-impl<F: Future<Output = ()>> Watched<F> {
+impl Watched {
     /// Watches the waits of `guest`.
-    pub fn new(guest: F, run: Arc<Run>, waits: Waits) -> Self {
-        Self { guest: Box::pin(guest), run, waits, sleep: None }
+    pub fn new(guest: GuestFuture, run: Arc<Run>, waits: Waits) -> Self {
+        Self { guest, run, waits, sleep: None }
     }
 }
 
@@ -50,7 +53,7 @@ fn next(run: &Run, waits: &Waits) -> Option<(Instant, Stop)> {
     [untaken, lingering, total].into_iter().flatten().min_by_key(|(end, _)| *end)
 }
 
-impl<F: Future<Output = ()>> Future for Watched<F> {
+impl Future for Watched {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
@@ -92,7 +95,7 @@ mod tests {
         assert_eq!(stop(), Some(Stop::TotalTimeout));
         run.delivered();
         assert_eq!(stop(), Some(Stop::Linger));
-        let watched = Watched::new(std::future::pending(), Arc::clone(&run), waits);
+        let watched = Watched::new(Box::pin(std::future::pending()), Arc::clone(&run), waits);
         assert!(tokio::time::timeout(second / 5, watched).await.is_err(), "it is ended from outside");
         assert_eq!(run.stopped(), Some(Stop::Linger));
         assert!(Instant::now() >= began + waits.linger);
