@@ -32,7 +32,10 @@ pub enum QuantityError {
 
 /// What a YAML author may write for a quantity: `64Mi` is a string there, `65536` a number.
 #[derive(Deserialize)]
-#[serde(untagged)]
+#[serde(
+    untagged,
+    expecting = "expected a size or a duration: a whole number, with a unit behind it where it is text, for example 64Mi or 10s"
+)]
 enum Scalar {
     Text(String),
     Number(u64),

@@ -169,6 +169,42 @@ async fn a_caller_that_goes_away_ends_its_guest() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_caller_that_goes_away_behind_a_body_or_a_pipeline_that_nobody_reads_ends_its_guest_too() -> Result<()> {
+    let host = Host::of_faults(|component| {
+        component.limit("cpuTime", "1h").limit("headTimeout", "1h").limit("concurrency", 1).limit("queue", 0)
+    })
+    .await?;
+    let body =
+        [b"POST /loop HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\n".as_slice(), &[b'x'; 1_000_000]].concat();
+    let pipeline = b"GET /loop HTTP/1.1\r\nhost: a\r\n\r\n".repeat(20);
+    for guest in FAULTS {
+        let port = host.port(guest)?;
+        for (what, said) in [("a body", &body), ("a pipeline", &pipeline)] {
+            let mut caller = Raw::connect(port).await?;
+            // What the guest does not read fills the connection at some time.
+            let _ = tokio::time::timeout(Duration::from_millis(300), caller.send(said)).await;
+            let taken = async || {
+                let answer = get(Protocol::H1, port, "/hello").await?;
+                ensure!(
+                    answer.header("pillion-error") == "concurrency-limit",
+                    "{guest}, {what}: its guest does not run"
+                );
+                Ok(())
+            };
+            eventually("the only place to be taken", Duration::from_secs(5), taken).await?;
+            drop(caller);
+            let free = async || {
+                ensure!(get(Protocol::H1, port, "/hello").await?.status == 200, "the place is taken");
+                Ok(())
+            };
+            let freed = eventually("a free place", Duration::from_secs(1), free).await;
+            freed.with_context(|| format!("{guest}: gone behind {what}"))?;
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_stream_that_is_reset_ends_its_guest_and_not_the_connection() -> Result<()> {
     let host = Host::of_faults(|component| component.limit("cpuTime", "1h").limit("headTimeout", "1h")).await?;
     let worker = host.worker()?;

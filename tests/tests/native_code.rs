@@ -143,6 +143,28 @@ async fn native_code_that_is_changed_after_the_start_is_not_loaded() -> Result<(
 }
 
 #[tokio::test]
+async fn native_code_that_is_lost_or_changed_after_this_worker_had_it_made_is_made_again() -> Result<()> {
+    for damage in
+        [(|code| flip(code, |length| length / 2)) as fn(&Path) -> Result<()>, |code| Ok(fs::remove_file(code)?)]
+    {
+        let store = tempfile::tempdir()?;
+        let host = Host::of([good()?]).store(store.path()).start().await?;
+        let ready = host.event("ready").context("no event `ready`")?;
+        assert_eq!(ready["compiled"], true, "{ready}");
+        for code in native(store.path(), "code")? {
+            damage(&code)?;
+        }
+        let served = async || {
+            let answer = get(Protocol::H1, host.port("good")?, "/").await?;
+            ensure!(answer.text() == "hello\n", "{}", answer.text());
+            Ok(())
+        };
+        eventually("an answer of native code that was made again", Duration::from_secs(20), served).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_store_that_others_can_write_is_refused() -> Result<()> {
     use std::os::unix::fs::PermissionsExt;
     let folder = tempfile::tempdir()?;

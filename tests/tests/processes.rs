@@ -38,6 +38,39 @@ async fn a_worker_that_is_killed_is_replaced_within_200_ms_and_no_connection_is_
 }
 
 #[tokio::test]
+async fn the_next_worker_serves_what_the_one_before_did_whatever_became_of_the_file() -> Result<()> {
+    let (folder, store) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let image = folder.path().join("x.wasm");
+    fs::copy(place::guest("hello-wasip2")?, &image)?;
+    let host = Host::of([Component::file("x", &image)]).store(store.path()).start().await?;
+    for became in [Some("half of a file"), None] {
+        match became {
+            Some(text) => fs::write(&image, text)?,
+            None => fs::remove_file(&image)?,
+        }
+        tokio::time::sleep(Duration::from_millis(1_100)).await;
+        let worker = host.worker()?;
+        process::signal(worker, Signal::KILL)?;
+        wait_until("the end of the worker", Duration::from_secs(1), || (!process::runs(worker)).then_some(())).await?;
+        assert_eq!(get(Protocol::H1, host.port("x")?, "/").await?.text(), "hello\n");
+    }
+    assert_eq!(host.events_of("failed"), Vec::<serde_json::Value>::new());
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_soft_limit_on_descriptors_is_raised_before_listeners_are_opened() -> Result<()> {
+    let host = faults().await?;
+    for process in [host.supervisor(), host.worker()?] {
+        let limits = fs::read_to_string(format!("/proc/{process}/limits"))?;
+        let files = limits.lines().find(|line| line.starts_with("Max open files")).context("no limit")?;
+        let fields: Vec<_> = files.split_whitespace().collect();
+        assert_eq!(fields[3], fields[4], "soft and hard: {files}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn connections_made_while_there_is_no_worker_are_answered() -> Result<()> {
     let host = faults().await?;
     let port = host.port("faults-p2")?;
@@ -173,10 +206,11 @@ async fn an_idle_host_uses_no_cpu_time() -> Result<()> {
 }
 
 #[tokio::test]
-async fn an_idle_host_with_2_000_listeners_uses_no_cpu_time_either() -> Result<()> {
-    const MANY: usize = 2_000;
+async fn an_idle_host_with_8_000_listeners_uses_no_cpu_time_either() -> Result<()> {
+    // With the descriptors of this test, as many as the usual hard limit of 20,000 leaves room for: two addresses each.
+    const MANY: usize = 4_000;
     let folder = tempfile::tempdir()?;
-    // Its native code is there, so that it is found 2,000 times.
+    // Its native code is there, so that it is found each time.
     drop(Host::of([Component::guest("hello", "hello-wasip2")?]).start().await?);
     for number in 0..MANY {
         let component = Component::guest(&format!("n{number}"), "hello-wasip2")?;

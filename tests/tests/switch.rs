@@ -182,6 +182,34 @@ async fn a_file_that_goes_away_leaves_the_old_version_serving() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test]
+async fn files_that_are_not_the_catalogs_and_folders_that_are_not_there_do_not_matter() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = |name: &str| folder.path().join(name);
+    fs::write(path("x.wasm"), fs::read(place::guest("hello-wasip2")?)?)?;
+    fs::write(path("x.yaml"), Component::file("x", path("x.wasm")).yaml())?;
+    fs::write(path("y.yaml"), Component::file("y", path("nowhere/y.wasm")).yaml())?;
+    let sidecars = format!("x={}, y={}", place::free_port()?, place::free_port()?);
+    let args = ["-f", &folder.path().display().to_string(), "--sidecars", &sidecars, "--watch"].map(String::from);
+    let host = Host::of([]).args(args).start().await?;
+    let failed = host.events_of("failed").len();
+    assert_eq!(failed, 1, "y's file is not there: {:?}", host.events());
+    // As `pillion run -o json > FOLDER/events.json` does, without an end.
+    for number in 0..20 {
+        fs::write(path("events.json"), format!("{number}"))?;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(host.events_of("failed").len(), failed, "nothing was read again");
+    fs::create_dir(path("nowhere"))?;
+    fs::write(path("nowhere/y.wasm"), fs::read(place::guest("hello-wasip2")?)?)?;
+    // Whoever writes the YAML after the file is there has it served.
+    fs::write(path("y.yaml"), Component::file("y", path("nowhere/y.wasm")).yaml())?;
+    let ready = |event: &Value| event["event"] == "ready" && event["component"] == "y";
+    host.wait_for("an event `ready` of y", SWITCH, ready).await?;
+    Ok(())
+}
+
 fn replace_yaml(host: &Host, yaml: &str) -> Result<()> {
     let (new, file) = (host.folder().join("new.yaml"), yaml_of(host.folder()));
     fs::write(&new, yaml)?;

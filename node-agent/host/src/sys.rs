@@ -1,8 +1,12 @@
-//! The only `unsafe` of this crate: loading native code, the scheduling class of threads, inherited descriptors.
+//! The only `unsafe` of this crate: loading native code, the scheduling class of threads, descriptors by their number.
 
 #![allow(unsafe_code)]
 
-use std::{fs::File, io, os::fd::AsRawFd};
+use std::{
+    fs::File,
+    io,
+    os::fd::{AsRawFd, RawFd},
+};
 
 use wasmtime::{Engine, component::Component};
 
@@ -27,6 +31,17 @@ pub fn load_native_code(engine: &Engine, file: &File) -> wasmtime::Result<Compon
 pub fn keep_inherited_descriptors() {
     // SAFETY: the call sets a flag on descriptors and touches no memory. Where the kernel lacks it (before 5.11) nothing changes.
     unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+}
+
+/// Shuts the connection `socket` down if the other side has closed its half, or all of it, also while there is something to read;
+/// gives whether that was so.
+pub fn shut_down_if_closed_by_peer(socket: RawFd) -> bool {
+    let mut poll = libc::pollfd { fd: socket, events: libc::POLLRDHUP, revents: 0 };
+    // SAFETY: the call reads and writes the one `pollfd` that it is given, which lives until it returns. Of the descriptor only the
+    // number is used: one that is closed by now is answered with POLLNVAL.
+    let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
+    // SAFETY: the call touches no memory; a number that is no socket is an error.
+    ready == 1 && unsafe { libc::shutdown(socket, libc::SHUT_RDWR) } == 0
 }
 
 /// What a thread is to the kernel's scheduler.

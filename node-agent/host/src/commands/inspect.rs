@@ -12,9 +12,12 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use super::Output;
-use crate::compiler::{
-    MAX_COMPONENT,
-    facts::{Facts, is_offered},
+use crate::{
+    compiler::{
+        MAX_COMPONENT,
+        facts::{Facts, Interfaces, is_offered},
+    },
+    engine::settings::World,
 };
 
 /// Shows what a component exports and imports, and whether it can be served.
@@ -34,8 +37,11 @@ struct Seen {
     file: PathBuf,
     size: u64,
     digest: Digest,
+    /// Through which it can be served, if it can.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    world: Option<World>,
     #[serde(flatten)]
-    facts: Option<Facts>,
+    interfaces: Option<Interfaces>,
     /// Why it cannot be served.
     refused: Option<String>,
 }
@@ -47,23 +53,27 @@ impl Seen {
         let wasm = fs::read(file).with_context(|| file.display().to_string())?;
         let digest = Digest::from_sha256(Sha256::digest(&wasm).into());
         let facts = Facts::read(&wasm);
-        let refused = facts.clone().and_then(Facts::accept).err().map(|refusal| refusal.to_string());
-        Ok(Self { file: file.to_owned(), size, digest, facts: facts.ok(), refused })
+        let world = facts.as_ref().ok().map(|facts| facts.world);
+        let refused = facts.and_then(Facts::accept).err().map(|refusal| refusal.to_string());
+        let interfaces = Interfaces::read(&wasm).ok();
+        Ok(Self { file: file.to_owned(), size, digest, world, interfaces, refused })
     }
 
     fn print(&self) {
         println!("{}", self.file.display());
         println!("  size     {} bytes", self.size);
         println!("  digest   {}", self.digest);
-        if let Some(facts) = &self.facts {
-            println!("  world    {}", facts.world);
-            println!("  memory   at least {}", ByteSize::bytes(facts.memory_minimum));
-            for export in &facts.exports {
+        if let Some(world) = self.world {
+            println!("  world    {world}");
+        }
+        if let Some(Interfaces { imports, exports, memory_minimum }) = &self.interfaces {
+            println!("  memory   at least {}", ByteSize::bytes(*memory_minimum));
+            for export in exports {
                 println!("  exports  {export}");
             }
-            for import in &facts.imports {
-                let note = if is_offered(import, facts.world) { "" } else { "   <- not offered" };
-                println!("  imports  {import}{note}");
+            for import in imports {
+                let offered = self.world.is_none_or(|world| is_offered(import, world));
+                println!("  imports  {import}{}", if offered { "" } else { "   <- not offered" });
             }
         }
         match &self.refused {

@@ -6,7 +6,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::OwnedFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::mpsc::Sender,
     thread,
@@ -25,10 +25,13 @@ use signal_hook::{
 
 use super::{Output, StoreArgs, output::Told};
 use crate::{
-    catalog::{CatalogError, Components, folder, watch},
+    catalog::{
+        CatalogError, Components, folder,
+        watch::{self, Watched},
+    },
     store::Store,
     supervisor::{
-        Desired, Input, Supervisor, listen,
+        self, Desired, Input, Supervisor, listen,
         message::{Binding, Event, Log, LogFormat, Reason, Settings},
     },
 };
@@ -111,6 +114,8 @@ impl Run {
             folder::insert(&mut components, name.clone(), entry)?;
             ports.push((name, Some(port)));
         }
+        // Ports that were asked for first: none of them is given to somebody else.
+        ports.sort_by_key(|(_, port)| port.is_none());
         if ports.is_empty() { Err(CatalogError::Nothing) } else { Ok(Asked { components, ports }) }
     }
 
@@ -123,6 +128,7 @@ impl Run {
         Store::open(&store)?;
         let asked_for = ports.len();
         let mut output = Written::new(self.output, asked_for);
+        supervisor::raise_descriptor_limit();
         let listeners = Listeners::new(&self.address);
         let mut bindings = Vec::new();
         for (name, port) in ports {
@@ -140,15 +146,17 @@ impl Run {
             return Ok(ExitCode::FAILURE);
         }
         let bound: BTreeSet<_> = bindings.iter().map(|(binding, _)| binding.component.clone()).collect();
-        let watched = self.watch.then(|| watched(&self.files, &components));
-        let components =
-            components.into_iter().filter(|(name, _)| bound.contains(name)).map(|(name, entry)| (name, entry.spec));
+        let watched = self.watch.then(|| self::watched(&self.files, &components));
+        let components = components
+            .into_iter()
+            .filter(|(name, _)| bound.contains(name))
+            .map(|(name, entry)| (name, entry.spec.into()));
         let settings = Settings { store, memory: self.memory, drain_timeout: self.drain_timeout, log };
         let unbound = asked_for - bindings.len();
         let supervisor = Supervisor::new(Desired { settings, components: components.collect(), bindings });
         terminate_on_signals(supervisor.inputs())?;
         if let Some(watched) = watched {
-            self.start_watching(&watched, bound, supervisor.inputs())?;
+            self.start_watching(watched, bound, supervisor.inputs())?;
         }
         let (inputs, nothing) = (supervisor.inputs(), Cell::new(false));
         let watching = self.watch;
@@ -172,12 +180,7 @@ impl Run {
     }
 
     /// Reads everything again whenever a file changes, and tells the supervisor what is bound and there.
-    fn start_watching(
-        &self,
-        watched: &BTreeSet<PathBuf>,
-        bound: BTreeSet<Name>,
-        inputs: Sender<Input>,
-    ) -> anyhow::Result<()> {
+    fn start_watching(&self, watched: Watched, bound: BTreeSet<Name>, inputs: Sender<Input>) -> anyhow::Result<()> {
         let (files, shorts) = (self.files.clone(), self.components.clone());
         watch::watch(watched, move || {
             let read = || {
@@ -190,12 +193,15 @@ impl Run {
             };
             match read() {
                 Ok(components) => {
+                    let now = self::watched(&files, &components);
                     for (name, entry) in components.into_iter().filter(|(name, _)| bound.contains(name)) {
                         _ = inputs.send(Input::Component(name, Box::new(entry.spec)));
                     }
+                    Some(now)
                 }
                 Err(error) => {
-                    tracing::error!(%error, "what has changed cannot be read: everything is served as it was")
+                    tracing::error!(%error, "what has changed cannot be read: everything is served as it was");
+                    None
                 }
             }
         })
@@ -203,19 +209,14 @@ impl Run {
 }
 
 /// The files whose changes mean something: YAML, and components.
-fn watched(files: &[PathBuf], components: &Components) -> BTreeSet<PathBuf> {
-    let mut watched: BTreeSet<PathBuf> = BTreeSet::new();
+fn watched(files: &[PathBuf], components: &Components) -> Watched {
+    let mut watched = Watched::default();
     for file in files {
-        // A folder is watched by any name in it.
-        watched.insert(if file.is_dir() {
-            file.join("*")
-        } else {
-            std::path::absolute(file).unwrap_or_else(|_| file.clone())
-        });
+        watched.add(&std::path::absolute(file).unwrap_or_else(|_| file.clone()));
     }
     for entry in components.values() {
         let Image::Path(image) = &entry.spec.image;
-        watched.insert(PathBuf::from(image));
+        watched.add(Path::new(image));
     }
     watched
 }
@@ -333,6 +334,16 @@ mod tests {
     fn asked(args: &[&str]) -> Result<Asked, String> {
         let line = Line::try_parse_from([&["run"], args].concat()).map_err(|error| error.to_string())?;
         line.run.asked().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn ports_that_are_asked_for_come_before_those_that_are_looked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let yaml = "apiVersion: pillion.dev/v1alpha1\nkind: Component\nmetadata: {name: a}\nspec: {image: ./a.wasm}\n";
+        std::fs::write(folder.path().join("a.yaml"), yaml).unwrap();
+        let asked = asked(&["-f", folder.path().to_str().unwrap(), "--", "x.wasm=8080"]).unwrap();
+        let ports: Vec<_> = asked.ports.iter().map(|(name, port)| (name.as_str(), port.map(Port::get))).collect();
+        assert_eq!(ports, [("x", Some(8080)), ("a", None)]);
     }
 
     #[test]

@@ -103,12 +103,16 @@ pub fn is_offered(import: &str, world: World) -> bool {
     import == CONFIG || release("0.2.") && holds(&P2) || world == World::P3 && release("0.3.") && holds(&P3)
 }
 
-/// Exports or imports and memories, as found.
-#[derive(Default)]
-struct Found {
-    imports: Vec<String>,
-    exports: Vec<String>,
-    memory: u64,
+/// What a component asks for and gives.
+#[derive(Clone, Debug, Default, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Interfaces {
+    /// The names of its imports.
+    pub imports: Vec<String>,
+    /// The names of its exports.
+    pub exports: Vec<String>,
+    /// The least linear memory of one instance, in bytes: the sum over its core modules.
+    pub memory_minimum: u64,
 }
 
 impl Facts {
@@ -118,14 +122,10 @@ impl Facts {
     ///
     /// What is not a component that serves HTTP.
     pub fn read(wasm: &[u8]) -> Result<Self, Refusal> {
-        if !wasm.starts_with(b"\0asm") {
-            let start = wasm.iter().take(4).map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(" ");
-            return Err(Refusal::NotWasm(if start.is_empty() { "nothing (it is empty)".into() } else { start }));
-        }
-        let found = found(wasm)?;
-        let world = found.exports.iter().find_map(|export| world_of(export));
-        let Some(world) = world else { return Err(Refusal::NoHttpExport(found.exports)) };
-        Ok(Self { world, imports: found.imports, exports: found.exports, memory_minimum: found.memory })
+        let Interfaces { imports, exports, memory_minimum } = Interfaces::read(wasm)?;
+        let world = exports.iter().find_map(|export| world_of(export));
+        let Some(world) = world else { return Err(Refusal::NoHttpExport(exports)) };
+        Ok(Self { world, imports, exports, memory_minimum })
     }
 
     /// Refuses imports that are not offered.
@@ -139,6 +139,21 @@ impl Facts {
     }
 }
 
+impl Interfaces {
+    /// Reads a component, whatever it is for.
+    ///
+    /// # Errors
+    ///
+    /// What is not a component.
+    pub fn read(wasm: &[u8]) -> Result<Self, Refusal> {
+        if !wasm.starts_with(b"\0asm") {
+            let start = wasm.iter().take(4).map(|b| format!("{b:02x}")).collect::<Vec<_>>().join(" ");
+            return Err(Refusal::NotWasm(if start.is_empty() { "nothing (it is empty)".into() } else { start }));
+        }
+        found(wasm)
+    }
+}
+
 fn world_of(export: &str) -> Option<World> {
     let (interface, version) = export.split_once('@')?;
     match interface {
@@ -148,9 +163,9 @@ fn world_of(export: &str) -> Option<World> {
     }
 }
 
-fn found(wasm: &[u8]) -> Result<Found, Refusal> {
+fn found(wasm: &[u8]) -> Result<Interfaces, Refusal> {
     let broken = |error: wasmparser::BinaryReaderError| Refusal::Broken(error.to_string());
-    let mut found = Found::default();
+    let mut found = Interfaces::default();
     // Components and modules nest; only the outermost component's imports and exports are the component's own.
     let mut depth = 0u32;
     for payload in Parser::new(0).parse_all(wasm) {
@@ -172,7 +187,7 @@ fn found(wasm: &[u8]) -> Result<Found, Refusal> {
                 for memory in memories {
                     let memory = memory.map_err(broken)?;
                     let page = 1u64.checked_shl(memory.page_size_log2.unwrap_or(16)).unwrap_or(u64::MAX);
-                    found.memory = found.memory.saturating_add(memory.initial.saturating_mul(page));
+                    found.memory_minimum = found.memory_minimum.saturating_add(memory.initial.saturating_mul(page));
                 }
             }
             _ => {}

@@ -68,14 +68,18 @@ fn read(input: File) -> Result<Vec<u8>, String> {
 
 fn compile(wasm: &[u8]) -> Result<(Facts, Vec<u8>), String> {
     let facts = Facts::read(wasm).and_then(Facts::accept).map_err(|refusal| refusal.to_string())?;
-    let native = native_code(wasm, facts.world).map_err(|error| format!("{error:#}"))?;
+    let native = native_code(wasm, facts.world)?;
     Ok((facts, native))
 }
 
-fn native_code(wasm: &[u8], world: World) -> wasmtime::Result<Vec<u8>> {
-    let engine = Engine::new(&settings::compiling(world))?;
-    let component = Component::new(&engine, wasm)?;
+fn native_code(wasm: &[u8], world: World) -> Result<Vec<u8>, String> {
+    let words = |error: wasmtime::Error| format!("{error:#}");
+    let engine = Engine::new(&settings::compiling(world)).map_err(words)?;
+    let component = Component::new(&engine, wasm).map_err(words)?;
+    if let Some(misfit) = component.resources_required().as_ref().and_then(settings::misfit) {
+        return Err(misfit);
+    }
     // What links here links in the worker: every import is checked down to the types of its functions.
-    link::linker(&engine, world)?.instantiate_pre(&component)?;
-    component.serialize()
+    link::linker(&engine, world).and_then(|linker| linker.instantiate_pre(&component)).map_err(words)?;
+    component.serialize().map_err(words)
 }

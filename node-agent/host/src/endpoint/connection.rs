@@ -1,6 +1,7 @@
 //! One connection: HTTP/1.1 or HTTP/2 by prior knowledge, told apart by hyper, with every wait bounded.
 
 use std::{
+    os::fd::{AsRawFd, RawFd},
     pin::pin,
     sync::{
         Arc,
@@ -17,6 +18,7 @@ use hyper_util::{
 use tokio::{net::TcpStream, time::Instant};
 
 use super::{Endpoint, request, stall::StallGuard};
+use crate::sys;
 
 /// From the connection to its first whole head. hyper waits for the first bytes, which tell the version, without a limit.
 const FIRST_HEAD: Duration = Duration::from_secs(10);
@@ -112,9 +114,22 @@ impl Drop for Waiting {
     }
 }
 
+/// Who asks. hyper notices a caller that goes away only while it reads: not behind a body that the guest does not take, nor behind
+/// the next request of a pipeline.
+#[derive(Clone, Copy)]
+pub(super) struct Caller(RawFd);
+
+impl Caller {
+    /// Whether the caller has closed its side; then the connection ends. To be asked only while there is one.
+    pub(super) fn is_gone(self) -> bool {
+        sys::shut_down_if_closed_by_peer(self.0)
+    }
+}
+
 /// Serves a connection until either side ends it.
 pub(super) async fn serve(endpoint: Arc<Endpoint>, stream: TcpStream) {
     _ = stream.set_nodelay(true);
+    let caller = Caller(stream.as_raw_fd());
     let builder = builder(endpoint.header_bytes());
     let (waiting, last) = (AtomicUsize::new(0), AtomicU64::new(0));
     let activity = Arc::new(Activity { opened: Instant::now(), waiting, last });
@@ -122,10 +137,10 @@ pub(super) async fn serve(endpoint: Arc<Endpoint>, stream: TcpStream) {
     let service = service_fn(|incoming: Request<Incoming>| {
         let (endpoint, waiting) = (Arc::clone(&endpoint), Waiting::new(&activity));
         async move {
-            let answer = request::serve(&endpoint, incoming).await;
+            let answer = request::serve(&endpoint, incoming, caller).await;
             drop(waiting);
-            // Whoever is ready too comes first, so that answers leave together: a write that finds its caller awake costs half.
-            tokio::task::yield_now().await;
+            // Answers that are ready together leave together: a write that finds its caller awake costs half.
+            endpoint.shared.scheduler.after_others().await;
             Ok::<_, std::convert::Infallible>(answer)
         }
     });

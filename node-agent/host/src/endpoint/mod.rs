@@ -59,8 +59,19 @@ pub struct Shared {
     pub in_flight: InFlight,
     /// Connections that are open.
     pub open: AtomicUsize,
-    /// Where to say that a component's native code cannot be loaded any more, and why.
-    pub broken: mpsc::UnboundedSender<(Name, String)>,
+    /// Where to say that a component's native code cannot be loaded any more.
+    pub broken: mpsc::UnboundedSender<Broken>,
+}
+
+/// Native code that cannot be loaded.
+#[derive(Debug)]
+pub struct Broken {
+    /// The component.
+    pub component: Name,
+    /// Why.
+    pub why: String,
+    /// The engine refuses what its own compiler wrote: making it anew does not help.
+    pub refused: bool,
 }
 
 /// Counts requests.

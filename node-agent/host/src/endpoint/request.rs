@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
+    time::Duration,
 };
 
 use futures::FutureExt;
@@ -15,8 +16,9 @@ use pillion_protocol::component::Limits;
 use tokio::time::Instant;
 
 use super::{
-    Counted, Endpoint, State,
+    Broken, Counted, Endpoint, State,
     body::{CallerBody, GuestBody, ReplyBody},
+    connection::Caller,
     problem::Problem,
     served::Serving,
 };
@@ -35,9 +37,9 @@ use crate::{
 };
 
 /// Answers a request, always.
-pub(super) async fn serve(endpoint: &Arc<Endpoint>, request: Request<Incoming>) -> Response<ReplyBody> {
+pub(super) async fn serve(endpoint: &Arc<Endpoint>, request: Request<Incoming>, caller: Caller) -> Response<ReplyBody> {
     // A panic of the host costs this request and nothing else.
-    let answered = AssertUnwindSafe(answer(endpoint, request)).catch_unwind().await;
+    let answered = AssertUnwindSafe(answer(endpoint, request, caller)).catch_unwind().await;
     let problem = match answered {
         Ok(Ok(response)) => return response,
         Ok(Err(problem)) => problem,
@@ -48,7 +50,11 @@ pub(super) async fn serve(endpoint: &Arc<Endpoint>, request: Request<Incoming>) 
     problem.response(endpoint.component.as_str(), endpoint.binding.as_str()).map(ReplyBody::Host)
 }
 
-async fn answer(endpoint: &Arc<Endpoint>, mut request: Request<Incoming>) -> Result<Response<ReplyBody>, Problem> {
+async fn answer(
+    endpoint: &Arc<Endpoint>,
+    mut request: Request<Incoming>,
+    caller: Caller,
+) -> Result<Response<ReplyBody>, Problem> {
     check(&mut request, endpoint.port.get())?;
     let arrived = Instant::now();
     let counted = Counted::new(&endpoint.shared);
@@ -78,7 +84,7 @@ async fn answer(endpoint: &Arc<Endpoint>, mut request: Request<Incoming>) -> Res
     let guest = Guest::new(&serving.surroundings, memory, instance);
     let method = request.method().clone();
     let request = request.map(|body| CallerBody::new(body, limits.idle_timeout.get().get(), Arc::clone(&run)));
-    let (head, response) = HeadSender::new();
+    let (head, mut response) = HeadSender::new();
     let reuse = serving.reuse.clone();
     let called = {
         let called = call(&loaded, guest, reuse, request, head.clone(), Arc::clone(&run));
@@ -93,7 +99,18 @@ async fn answer(endpoint: &Arc<Endpoint>, mut request: Request<Incoming>) -> Res
     // From here on the guest ends when this future is dropped: its caller went away.
     let waiting = StopOnDrop { run: Arc::clone(&run), armed: AtomicBool::new(true) };
     shared.scheduler.start(called, waits, Arc::clone(&run), Arc::clone(&endpoint.account));
-    let response = match tokio::time::timeout_at(head_by, response).await {
+    let head = loop {
+        let look = (Instant::now() + LOOK).min(head_by);
+        match tokio::time::timeout_at(look, &mut response).await {
+            Err(_) if caller.is_gone() => {
+                run.stop(Stop::CallerGone);
+                return Err(Problem::BadRequest("the caller closed the connection before its answer"));
+            }
+            Err(_) if look < head_by => {}
+            ended => break ended,
+        }
+    };
+    let response = match head {
         Ok(Ok(Ok(response))) => response,
         Ok(Ok(Err(code))) => {
             // What stopped it may be what it complains of.
@@ -110,6 +127,9 @@ async fn answer(endpoint: &Arc<Endpoint>, mut request: Request<Incoming>) -> Res
     waiting.armed.store(false, Relaxed);
     Ok(GuestBody::reply(response, &method, limits.idle_timeout.get().get(), run))
 }
+
+/// How often it is looked whether a caller still waits, where nothing else would tell.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// The most requests of one endpoint that are held while its component is prepared.
 const HELD: usize = 200;
@@ -155,7 +175,8 @@ impl Endpoint {
             return Problem::NodeLimit;
         }
         tracing::error!(%component, %error, "native code cannot be loaded");
-        _ = self.shared.broken.send((component.clone(), error.to_string()));
+        let (component, why, refused) = (component.clone(), error.to_string(), error.is_refused());
+        _ = self.shared.broken.send(Broken { component, why, refused });
         Problem::Unavailable(error.to_string())
     }
 

@@ -53,6 +53,11 @@ impl CacheError {
             Self::Load(LoadError::Engine(..)) => false,
         }
     }
+
+    /// Whether the engine refuses the very bytes that its compiler wrote.
+    pub fn is_refused(&self) -> bool {
+        matches!(self, Self::Load(LoadError::Native(_)))
+    }
 }
 
 impl Cache {

@@ -8,7 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
+use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, ResourcesRequired};
 
 /// The exact wasmtime version. Its own check compares the major version only, but fixes in code generation come in patch
 /// releases, and native code from before one must not be used after it. A test holds this to the lock file.
@@ -109,6 +109,22 @@ pub fn compiling(world: World) -> Config {
     config
 }
 
+/// What one component may need of the pool. Without these, one of empty memories takes all of it.
+const MEMORIES: u32 = 4;
+const TABLES: u32 = 32;
+const TABLE_ELEMENTS: u64 = 100_000;
+
+/// Why a component that needs this does not fit into the pool, if it does not.
+pub fn misfit(needed: &ResourcesRequired) -> Option<String> {
+    let table = needed.max_initial_table_size.unwrap_or_default();
+    let of = |what: &str, needed: u64, most: u64| {
+        (needed > most).then(|| format!("the component needs {needed} {what}: at most {most} are allowed"))
+    };
+    of("linear memories", needed.num_memories.into(), MEMORIES.into())
+        .or_else(|| of("tables", needed.num_tables.into(), TABLES.into()))
+        .or_else(|| of("elements in a table", table, TABLE_ELEMENTS))
+}
+
 /// For the worker: a pool from which an instance is taken in microseconds.
 pub fn serving(world: World, capacity: Capacity) -> Config {
     let mut pool = PoolingAllocationConfig::default();
@@ -117,13 +133,12 @@ pub fn serving(world: World, capacity: Capacity) -> Config {
         .total_memories(capacity.instances.saturating_mul(2))
         .total_tables(capacity.instances.saturating_mul(4))
         .total_stacks(capacity.instances)
-        // What one instance may take of them: without these a component of empty memories takes the whole pool.
         .max_core_instances_per_component(64)
-        .max_memories_per_component(4)
-        .max_tables_per_component(32)
-        .max_memories_per_module(4)
+        .max_memories_per_component(MEMORIES)
+        .max_tables_per_component(TABLES)
+        .max_memories_per_module(MEMORIES)
         .max_tables_per_module(8)
-        .table_elements(100_000)
+        .table_elements(usize::try_from(TABLE_ELEMENTS).unwrap_or(usize::MAX))
         .max_core_instance_size(4 << 20)
         .max_component_instance_size(4 << 20)
         .max_memory_size(MEMORY_RESERVATION)
@@ -187,6 +202,25 @@ mod tests {
         let [p2, p3] = World::ALL.map(|world| compatibility(world).unwrap());
         assert_ne!(p2, p3);
         assert_eq!(p2, compatibility(World::P2).unwrap());
+    }
+
+    #[test]
+    fn what_does_not_fit_into_the_pool_is_named() {
+        let needs = |num_memories, num_tables, elements| ResourcesRequired {
+            num_memories,
+            max_initial_memory_size: Some(17),
+            num_tables,
+            max_initial_table_size: Some(elements),
+        };
+        assert_eq!(misfit(&needs(4, 32, 100_000)), None);
+        for (needed, expected) in [
+            (needs(5, 1, 1), "5 linear memories: at most 4"),
+            (needs(1, 33, 1), "33 tables: at most 32"),
+            (needs(1, 1, 200_000), "200000 elements in a table: at most 100000"),
+        ] {
+            let said = misfit(&needed).unwrap();
+            assert!(said.contains(expected), "{said}");
+        }
     }
 
     #[test]

@@ -28,7 +28,7 @@ use crate::{
 const HOSTCALL_BYTES: usize = 8 << 20;
 
 /// The most handles that the component model keeps for one instance.
-const HANDLES: usize = 1_000;
+const HANDLES: usize = 256;
 
 /// What a guest answers first: the response's head with its body to come, or a `wasi:http` error code in words.
 pub type Head = Result<Response<WasiBody>, String>;
@@ -90,8 +90,13 @@ async fn serve_p3(
     head: HeadSender,
     run: Arc<Run>,
 ) {
+    let _unwinding = Unwinding(&run);
     let instance = match reuse.as_ref().and_then(|reuse| reuse.take()) {
-        Some(instance) => Ok(instance.for_run(&run)),
+        Some(instance) => {
+            // It has a guest of its own, with a slot and memory: these go back.
+            drop(guest);
+            Ok(instance.for_run(&run))
+        }
         None => new_instance(&pre, new_store(pre.engine(), guest, &run)).await,
     };
     let mut instance = match instance {
@@ -114,7 +119,9 @@ struct Unwinding<'a>(&'a Run);
 
 impl Drop for Unwinding<'_> {
     fn drop(&mut self) {
-        self.0.finish(End::Host("the host failed while it ran this request"));
+        if std::thread::panicking() {
+            self.0.finish(End::Host("the host failed while it ran this request"));
+        }
     }
 }
 

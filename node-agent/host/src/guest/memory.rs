@@ -38,6 +38,11 @@ impl MemoryLimiter {
         self.denied
     }
 
+    /// Another request begins in the same instance: what was denied to the one before explains nothing of it.
+    pub fn begin_anew(&mut self) {
+        self.denied = None;
+    }
+
     fn grow(&mut self, current: usize, desired: usize, each: usize) -> bool {
         let more = desired.saturating_sub(current).saturating_mul(each) as u64;
         let denied = if self.used.saturating_add(more) > self.limit {

@@ -19,8 +19,8 @@ use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 use self::{logs::Logs, memory::MemoryLimiter};
 use crate::outbound::{Outbound, OutboundHooks};
 
-/// The most resources that a guest may hold at once: streams, headers, bodies, pollables.
-const RESOURCES: usize = 1_000;
+/// The most resources that a guest may hold at once: streams, headers, bodies, pollables. A call out has about ten.
+const RESOURCES: usize = 256;
 
 /// The most bytes of one set of headers that a guest makes. With [`RESOURCES`] it bounds what the host holds for a request
 /// beside its linear memory.

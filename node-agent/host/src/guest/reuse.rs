@@ -42,6 +42,7 @@ impl Instance {
 
     pub(super) fn for_run(mut self, run: &Arc<Run>) -> Self {
         tick_with(&mut self.store, run);
+        self.store.data_mut().memory.begin_anew();
         self
     }
 }

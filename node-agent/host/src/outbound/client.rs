@@ -1,7 +1,7 @@
 //! One outgoing call: allowed, resolved, allowed again, connected, sent.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, ToSocketAddrs},
     pin::Pin,
     sync::{Arc, LazyLock},
     task::{Context, Poll},
@@ -123,11 +123,16 @@ async fn resolve(host: &Host, port: u16) -> Result<Vec<SocketAddr>, Error> {
     match host {
         Host::Address(address) => Ok(vec![SocketAddr::new(*address, port)]),
         Host::Name(name) => {
-            // The resolver blocks a thread, also after its caller has given up.
-            let _turn = LOOKUPS.acquire().await.map_err(|_| Error::DnsTimeout)?;
-            let found = tokio::net::lookup_host((name.as_str(), port)).await;
+            let turn = LOOKUPS.acquire().await.map_err(|_| Error::DnsTimeout)?;
+            let name = name.clone();
+            // The resolver blocks a thread, also after its caller has given up: its turn ends when the resolver does.
+            let found = tokio::task::spawn_blocking(move || {
+                let found = (name.as_str(), port).to_socket_addrs().map(Vec::from_iter);
+                drop(turn);
+                found
+            });
             let failed = |error: std::io::Error| Error::DnsError { rcode: Some(error.to_string()), info_code: None };
-            Ok(found.map_err(failed)?.collect())
+            found.await.map_err(|error| failed(error.into()))?.map_err(failed)
         }
     }
 }

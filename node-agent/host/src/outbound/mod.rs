@@ -6,7 +6,7 @@
 mod client;
 mod policy;
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use http::{Request, Response};
 use pillion_protocol::hosts::AllowedHost;
@@ -38,7 +38,15 @@ pub struct OutboundHooks {
 const CALLS_EACH: usize = 16;
 
 /// Calls that all instances may have at once: each holds a descriptor.
-static CALLS: Semaphore = Semaphore::const_new(1_024);
+static CALLS: LazyLock<Semaphore> = LazyLock::new(|| {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    Semaphore::new(usize::try_from(calls(limit.unwrap_or(u64::MAX))).unwrap_or(usize::MAX))
+});
+
+/// How many calls a process of so many descriptors may have at once: an eighth of them, 1,024 at most.
+pub fn calls(descriptors: u64) -> u64 {
+    (descriptors / 8).min(1_024)
+}
 
 /// What a call holds until its answer has ended.
 pub(crate) struct Call {

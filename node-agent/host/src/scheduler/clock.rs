@@ -12,8 +12,16 @@ use std::{
 use super::ticker::TICK;
 
 thread_local! {
-    /// The last reading of this thread's clock, and when it was taken; never more than a tick before the current poll began.
-    static LAST: Cell<Option<(Instant, Duration)>> = const { Cell::new(None) };
+    /// The poll that runs on this thread.
+    static POLL: Cell<Option<Poll>> = const { Cell::new(None) };
+}
+
+#[derive(Clone, Copy)]
+struct Poll {
+    began: Instant,
+    /// A reading of the thread's clock, and when it was taken: never more than a tick before the poll began.
+    read_at: Instant,
+    read: Duration,
 }
 
 /// This thread's CPU time.
@@ -22,23 +30,19 @@ fn thread_time() -> Duration {
     Duration::try_from(now).unwrap_or_default()
 }
 
-/// Begins a poll on this thread: when it began.
-pub fn begin() -> Instant {
-    let now = Instant::now();
-    let fresh = LAST.get().is_some_and(|(read, _)| now.saturating_duration_since(read) < TICK);
-    if !fresh {
-        LAST.set(Some((now, thread_time())));
-    }
-    now
+/// Begins a poll on this thread.
+pub fn begin() {
+    let began = Instant::now();
+    let fresh = POLL.get().filter(|last| began.saturating_duration_since(last.read_at) < TICK);
+    let poll = fresh.map_or_else(|| Poll { began, read_at: began, read: thread_time() }, |last| Poll { began, ..last });
+    POLL.set(Some(poll));
 }
 
-/// CPU time of the poll that began on this thread at `began`, so far.
-pub fn used_since(began: Instant) -> Duration {
-    let passed = began.elapsed();
-    match LAST.get() {
-        Some((_, before)) if passed >= TICK => passed.min(thread_time().saturating_sub(before)),
-        _ => passed,
-    }
+/// CPU time of the poll that began last on this thread.
+pub fn used() -> Duration {
+    let Some(poll) = POLL.get() else { return Duration::ZERO };
+    let passed = poll.began.elapsed();
+    if passed < TICK { passed } else { passed.min(thread_time().saturating_sub(poll.read)) }
 }
 
 #[cfg(test)]
@@ -55,20 +59,20 @@ mod tests {
 
     #[test]
     fn time_asleep_does_not_count_and_time_computing_does() {
-        let began = begin();
+        begin();
         sleep(20 * TICK);
-        assert!(used_since(began) < 5 * TICK, "{:?}", used_since(began));
+        assert!(used() < 5 * TICK, "{:?}", used());
         compute(6 * TICK);
-        assert!(used_since(began) >= 6 * TICK, "{:?}", used_since(began));
-        assert!(used_since(began) < 20 * TICK, "what was slept is not charged later");
+        assert!(used() >= 6 * TICK, "{:?}", used());
+        assert!(used() < 20 * TICK, "what was slept is not charged later");
     }
 
     #[test]
     fn what_the_thread_did_before_is_charged_for_a_tick_at_most() {
         begin();
         compute(10 * TICK);
-        let began = begin();
+        begin();
         sleep(2 * TICK);
-        assert!(used_since(began) < TICK + TICK / 2, "{:?}", used_since(began));
+        assert!(used() < TICK + TICK / 2, "{:?}", used());
     }
 }

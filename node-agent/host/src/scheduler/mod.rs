@@ -26,7 +26,10 @@ use std::{
     future::Future,
     io,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     task::{Context, Poll},
     thread,
 };
@@ -56,6 +59,8 @@ pub struct Scheduler {
     /// `None` only while it is being dropped: a runtime must not be dropped from within another one.
     back_runtime: Option<Runtime>,
     back: Arc<Back>,
+    /// Guests at the front that were interrupted by a tick: each takes a millisecond when its turn comes.
+    ticked: Arc<AtomicUsize>,
     ticker: Ticker,
     window: Arc<Window>,
 }
@@ -87,7 +92,15 @@ impl Scheduler {
             tick();
             floor.tick(now);
         })?;
-        Ok(Self { front, back_runtime: Some(back_runtime), back, ticker, window: Arc::new(Window::new(cores())) })
+        let (ticked, window) = (Arc::default(), Arc::new(Window::new(cores())));
+        Ok(Self { front, back_runtime: Some(back_runtime), back, ticked, ticker, window })
+    }
+
+    /// Lets everybody at the front who is ready go first, if that is a matter of microseconds.
+    pub async fn after_others(&self) {
+        if self.ticked.load(Relaxed) == 0 {
+            tokio::task::yield_now().await;
+        }
     }
 
     /// An account for a binding whose CPU time is to be measured and compared with others'.
@@ -99,7 +112,7 @@ impl Scheduler {
     pub fn start(self: &Arc<Self>, guest: GuestFuture, waits: Waits, run: Arc<Run>, account: Arc<Account>) {
         let above_share = account.above_fair_share();
         let guest = Watched::new(guest, Arc::clone(&run), waits);
-        let driven = Driven { guest, run, account, scheduler: Arc::clone(self), at_the_back: None };
+        let driven = Driven { guest, run, account, scheduler: Arc::clone(self), place: Place::Front(None) };
         if above_share {
             self.spawn_at_the_back(driven);
         } else {
@@ -108,7 +121,7 @@ impl Scheduler {
     }
 
     fn spawn_at_the_back(&self, mut driven: Driven) {
-        driven.at_the_back = Some(self.back.enter());
+        driven.place = Place::Back(self.back.enter());
         if let Some(back) = &self.back_runtime {
             back.spawn(driven.drive());
         }
@@ -129,8 +142,31 @@ struct Driven {
     run: Arc<Run>,
     account: Arc<Account>,
     scheduler: Arc<Scheduler>,
-    /// `None` while it is at the front.
-    at_the_back: Option<Hunger>,
+    place: Place,
+}
+
+/// Where a guest runs.
+enum Place {
+    /// At the front; counted once a tick has interrupted it.
+    Front(Option<Ticked>),
+    /// At the back.
+    Back(Hunger),
+}
+
+/// Counts a guest at the front that was interrupted by a tick.
+struct Ticked(Arc<AtomicUsize>);
+
+impl Ticked {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Relaxed);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Ticked {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
 }
 
 impl Driven {
@@ -144,7 +180,7 @@ impl Driven {
 
     /// Ready with `true` when the guest has ended, with `false` when it has to move to the back.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
-        let Self { guest, run, account, scheduler, at_the_back } = self;
+        let Self { guest, run, account, scheduler, place } = self;
         run.wake_by(cx.waker());
         if run.end_if_stopped() {
             // The caller of this drops the guest, and with it its store.
@@ -153,14 +189,14 @@ impl Driven {
         scheduler.ticker.touch();
         let (polled, used) = run.measure(|| Pin::new(guest).poll(cx));
         account.charge(used);
-        if let Some(hunger) = at_the_back {
-            hunger.ran(used, polled.is_pending() && run.take_yielded());
+        let yielded = polled.is_pending() && run.take_yielded();
+        match place {
+            Place::Back(hunger) => hunger.ran(used, yielded),
+            Place::Front(_) if polled.is_pending() && run.outlived_quantum() => return Poll::Ready(false),
+            Place::Front(ticked) if yielded => _ = ticked.get_or_insert_with(|| Ticked::new(&scheduler.ticked)),
+            Place::Front(ticked) => *ticked = None,
         }
-        match polled {
-            Poll::Ready(()) => Poll::Ready(true),
-            Poll::Pending if at_the_back.is_none() && run.outlived_quantum() => Poll::Ready(false),
-            Poll::Pending => Poll::Pending,
-        }
+        polled.map(|()| true)
     }
 }
 

@@ -65,8 +65,6 @@ pub struct Run {
     cpu_limit: u64,
     /// Nanoseconds of CPU time in finished polls.
     cpu_used: AtomicU64,
-    /// When the current poll began, in nanoseconds after `began`.
-    poll_began: AtomicU64,
     outlived: AtomicBool,
     yielded: AtomicBool,
     /// Since when the caller has not asked for more of the answer, in milliseconds after `began`, and one; 0 while it asks.
@@ -97,7 +95,6 @@ impl Run {
         Self {
             cpu_limit: nanos(cpu_limit),
             cpu_used: AtomicU64::new(0),
-            poll_began: AtomicU64::new(0),
             outlived: AtomicBool::new(false),
             yielded: AtomicBool::new(false),
             untaken_since: AtomicU64::new(0),
@@ -182,18 +179,11 @@ impl Run {
 
     /// Does one poll and gives its CPU time.
     pub(super) fn measure<T>(&self, poll: impl FnOnce() -> T) -> (T, Duration) {
-        let began = clock::begin();
-        self.poll_began.store(nanos(began.saturating_duration_since(self.began.into_std())), Relaxed);
+        clock::begin();
         let result = poll();
-        let used = clock::used_since(began);
+        let used = clock::used();
         self.cpu_used.fetch_add(nanos(used), Relaxed);
         (result, used)
-    }
-
-    /// CPU time of the poll that runs now. Called on its thread.
-    fn this_poll(&self) -> Duration {
-        let began = Duration::from_nanos(self.poll_began.load(Relaxed));
-        clock::used_since(self.began.into_std() + began)
     }
 
     pub(super) fn outlived_quantum(&self) -> bool {
@@ -214,7 +204,7 @@ impl Run {
         if self.stop.get().is_some() {
             return Err(Interrupted::Stopped.into());
         }
-        let used = self.cpu_used.load(Relaxed).saturating_add(nanos(self.this_poll()));
+        let used = self.cpu_used.load(Relaxed).saturating_add(nanos(clock::used()));
         if used > self.cpu_limit {
             self.finish(End::CpuLimit);
             return Err(Interrupted::CpuLimit.into());
@@ -256,7 +246,7 @@ mod tests {
         let ((), asleep) = run.measure(|| std::thread::sleep(Duration::from_millis(20)));
         assert!(asleep < Duration::from_millis(10), "{asleep:?}");
         run.measure(|| {
-            while run.this_poll() < Duration::from_millis(6) {}
+            while clock::used() < Duration::from_millis(6) {}
             run.tick().map(|_| ()).unwrap();
         });
         assert!(run.outlived_quantum());
@@ -267,7 +257,7 @@ mod tests {
     fn who_uses_its_cpu_time_ends_at_the_next_tick() {
         let run = Run::new(Duration::from_millis(1));
         let (ticked, _) = run.measure(|| {
-            while run.this_poll() < Duration::from_millis(2) {}
+            while clock::used() < Duration::from_millis(2) {}
             run.tick().map(|_| ())
         });
         assert!(ticked.is_err());

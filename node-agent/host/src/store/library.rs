@@ -2,6 +2,8 @@
 
 use std::{os::fd::OwnedFd, path::Path};
 
+use pillion_protocol::digest::Digest;
+
 use super::{Artifact, Native, NativeCode, Store, StoreError};
 use crate::{
     compiler::facts::Facts,
@@ -31,6 +33,14 @@ impl Library {
         let store = Store::open(root)?;
         let native = |world| anyhow::Ok(store.native(&compatibility(world).map_err(anyhow::Error::msg)?)?);
         Ok(Self { p2: native(World::P2)?, p3: native(World::P3)?, store })
+    }
+
+    /// Finds a component that was taken in before. Its native code is checked when it is first loaded: with thousands of components,
+    /// reading all of them would keep callers waiting.
+    pub fn find_again(&self, digest: Digest) -> Option<(Artifact, Option<NativeCode>)> {
+        let artifact = self.store.artifact(digest)?;
+        let native = [&self.p2, &self.p3].into_iter().find_map(|native| native.find(digest));
+        Some((artifact, native))
     }
 
     /// Takes in the component at `path`, and finds its native code if there is some that is sound.

@@ -138,6 +138,13 @@ impl Store {
         Ok(Artifact { digest, size, path: stored })
     }
 
+    /// The component with this digest, if it was taken in.
+    pub fn artifact(&self, digest: Digest) -> Option<Artifact> {
+        let path = self.artifacts().join(digest.to_hex());
+        let found = fs::metadata(&path).ok().filter(|found| found.is_file() && found.len() > 0)?;
+        Some(Artifact { digest, size: found.len(), path })
+    }
+
     /// An empty file that vanishes unless it is renamed to where it belongs.
     ///
     /// # Errors

@@ -84,6 +84,8 @@ pub enum ToWorker {
         name: Name,
         /// What it is.
         spec: Box<ComponentSpec>,
+        /// What a worker before this one served of it, to go on with; `None` to read its file.
+        served: Option<Digest>,
     },
     /// A binding; its listeners come as descriptors.
     Bind(Binding),

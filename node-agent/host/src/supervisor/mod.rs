@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pillion_protocol::{component::ComponentSpec, name::Name};
+use pillion_protocol::{component::ComponentSpec, digest::Digest, name::Name};
 
 use self::{
     link::{Incoming, Link},
@@ -31,6 +31,13 @@ const CRASH_LOOP: Duration = Duration::from_secs(1);
 
 /// So many workers in a row that fail before they say anything are a fault that the next one will not mend.
 const STILLBORN: u32 = 5;
+
+/// Raises the soft limit on descriptors to the hard one, for this process and its worker: every listener is one.
+pub fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}
 
 /// What the supervisor reacts to.
 pub enum Input {
@@ -51,9 +58,24 @@ pub struct Desired {
     /// How it works.
     pub settings: Settings,
     /// Components by name.
-    pub components: BTreeMap<Name, ComponentSpec>,
+    pub components: BTreeMap<Name, Component>,
     /// Bindings with the listeners of each.
     pub bindings: Vec<(Binding, Vec<OwnedFd>)>,
+}
+
+/// A component that is wanted.
+pub struct Component {
+    spec: ComponentSpec,
+    /// What a worker has served of it: the next one goes on with that, whatever became of its file.
+    served: Option<Digest>,
+    /// It has changed since, and what becomes of that is not known yet.
+    changed: bool,
+}
+
+impl From<ComponentSpec> for Component {
+    fn from(spec: ComponentSpec) -> Self {
+        Self { spec, served: None, changed: false }
+    }
 }
 
 /// The supervisor's state.
@@ -99,6 +121,7 @@ impl Supervisor {
                     match incoming.message {
                         FromWorker::Compile { id } => self.compile(id, incoming.descriptors),
                         FromWorker::Event(event) => {
+                            self.remember(&event);
                             let drained = matches!(event, Event::Drained { .. });
                             report(event);
                             if drained {
@@ -125,8 +148,10 @@ impl Supervisor {
                 }
                 Input::WorkerGone(_) => {}
                 Input::Component(name, spec) => {
-                    self.tell(&ToWorker::Component { name: name.clone(), spec: spec.clone() });
-                    self.desired.components.insert(name, *spec);
+                    self.tell(&ToWorker::Component { name: name.clone(), spec: spec.clone(), served: None });
+                    // Should the new version turn out to be broken, the old one serves on.
+                    let served = self.desired.components.get(&name).and_then(|known| known.served);
+                    self.desired.components.insert(name, Component { spec: *spec, served, changed: true });
                 }
                 Input::Terminate if self.terminating => {
                     // Asked twice: at once.
@@ -137,6 +162,18 @@ impl Supervisor {
                     self.tell(&ToWorker::Drain);
                 }
             }
+        }
+    }
+
+    fn remember(&mut self, event: &Event) {
+        let (component, digest) = match event {
+            Event::Ready { component, digest, .. } => (component, Some(*digest)),
+            Event::Failed { component, .. } => (component, None),
+            _ => return,
+        };
+        if let Some(known) = self.desired.components.get_mut(component) {
+            known.served = digest.or(known.served);
+            known.changed = false;
         }
     }
 
@@ -173,8 +210,9 @@ impl Supervisor {
             let descriptors: Vec<_> = listeners.iter().map(AsFd::as_fd).collect();
             self.tell_with(&ToWorker::Bind(binding.clone()), &descriptors);
         }
-        for (name, spec) in components {
-            self.tell(&ToWorker::Component { name: name.clone(), spec: Box::new(spec.clone()) });
+        for (name, Component { spec, served, changed }) in components {
+            let (name, spec) = (name.clone(), Box::new(spec.clone()));
+            self.tell(&ToWorker::Component { name, spec, served: served.filter(|_| !changed) });
         }
         self.tell(&ToWorker::Complete);
     }

@@ -19,9 +19,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pillion_protocol::name::Name;
 use tokio::{
-    runtime::{Builder, Runtime},
+    runtime::{Builder, Handle},
     sync::{Semaphore, mpsc, watch},
     task::JoinSet,
 };
@@ -31,8 +30,9 @@ use self::{
     registry::Registry,
 };
 use crate::{
-    endpoint::{Endpoint, InFlight, Shared},
+    endpoint::{Broken, Endpoint, InFlight, Shared},
     engine::{Engines, cache::Cache, settings::Capacity},
+    outbound,
     scheduler::{
         Scheduler,
         budget::{InstanceBudget, MemoryBudget, node_memory},
@@ -45,8 +45,12 @@ use crate::{
     },
 };
 
-/// Descriptors that neither listeners nor connections take, beside one for each loaded component: for files and the runtimes.
+/// Descriptors that neither listeners nor connections take, beside those of loaded components and calls out: for files and the
+/// runtimes.
 const DESCRIPTOR_RESERVE: u64 = 256;
+
+/// Memory that a connection may take before its head is whole: as much of the node's memory bounds how many there are.
+const CONNECTION_MEMORY: u64 = 64 << 10;
 
 /// The worker's main function; its standard input is the link to its supervisor. Ends when the supervisor does.
 ///
@@ -54,14 +58,16 @@ const DESCRIPTOR_RESERVE: u64 = 256;
 ///
 /// A machine on which it cannot run: the reason is logged, and the supervisor starts the next worker.
 pub fn main() -> anyhow::Result<()> {
-    let descriptors = raise_descriptor_limit();
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let descriptors = limit.current.unwrap_or(1 << 20);
     let mut link = Link::new(UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?));
     let ToWorker::Settings(settings) = link.receive()?.message else {
         anyhow::bail!("the supervisor's first message is not the settings");
     };
     settings.log.start();
     let control = Builder::new_current_thread().thread_name("control").enable_all().max_blocking_threads(8).build()?;
-    let worker = Worker::new(settings, link.try_clone()?, descriptors)?;
+    let front = Builder::new_multi_thread().worker_threads(cores()).thread_name("front").enable_all().build()?;
+    let worker = Worker::new(settings, link.try_clone()?, descriptors, front.handle().clone())?;
     let (messages, inbox) = mpsc::unbounded_channel();
     thread::Builder::new().name("from-supervisor".into()).spawn(move || {
         while let Ok(incoming) = link.receive() {
@@ -70,23 +76,18 @@ pub fn main() -> anyhow::Result<()> {
             }
         }
     })?;
-    control.block_on(worker.run(inbox))
-}
-
-/// Raises the soft limit on descriptors to the hard one, and gives it.
-fn raise_descriptor_limit() -> u64 {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
-    getrlimit(Resource::Nofile).current.unwrap_or(1 << 20)
+    let ended = control.block_on(worker.run(inbox));
+    // Guests that run on are not waited for.
+    front.shutdown_background();
+    ended
 }
 
 struct Worker {
     settings: Settings,
-    front: Runtime,
+    front: Handle,
     shared: Arc<Shared>,
     draining: watch::Sender<bool>,
-    broken: mpsc::UnboundedReceiver<(Name, String)>,
+    broken: mpsc::UnboundedReceiver<Broken>,
     preparer: Arc<Preparer>,
     registry: Registry,
     /// Components to look up, and to compile: so many at once, the rest waits here. What takes long never holds up what does not.
@@ -99,17 +100,18 @@ struct Worker {
 }
 
 impl Worker {
-    fn new(settings: Settings, link: Link, descriptors: u64) -> anyhow::Result<Self> {
+    fn new(settings: Settings, link: Link, descriptors: u64, front: Handle) -> anyhow::Result<Self> {
         let capacity = Capacity::of_this_process();
         let memory = settings.memory.map_or_else(node_memory, |memory| memory.get());
         let library = Library::open(&settings.store)?;
-        let front = Builder::new_multi_thread().worker_threads(cores()).thread_name("front").enable_all().build()?;
         let engines = Arc::new(Engines::new(capacity));
         let ticked = Arc::clone(&engines);
-        let scheduler = Scheduler::new(front.handle().clone(), move || ticked.tick())?;
+        let scheduler = Scheduler::new(front.clone(), move || ticked.tick())?;
         let (draining, drain) = watch::channel(false);
         let (broken_sender, broken) = mpsc::unbounded_channel();
-        let connections = descriptors.saturating_sub(DESCRIPTOR_RESERVE + u64::from(capacity.loaded)).max(64);
+        let others = DESCRIPTOR_RESERVE + u64::from(capacity.loaded) + outbound::calls(descriptors);
+        let connections = descriptors.saturating_sub(others);
+        let connections = connections.min(memory / CONNECTION_MEMORY).max(64);
         tracing::info!(
             store = %settings.store.display(), cores = cores(), memory, descriptors, connections,
             instances = capacity.instances, loaded = capacity.loaded, "the worker starts"
@@ -164,14 +166,17 @@ impl Worker {
                     LookedUp::Uncompiled(unprepared) => self.to_compile.push_back(unprepared),
                 },
                 Some(prepared) = self.compiling.join_next() => self.prepared(prepared?),
-                Some((name, why)) = self.broken.recv() => self.to_look_up.extend(self.registry.broken(&name, &why)),
+                Some(broken) = self.broken.recv() => self.to_look_up.extend(self.registry.broken(&broken)),
             }
         }
     }
 
     fn receive(&mut self, incoming: Incoming<ToWorker>) {
         match incoming.message {
-            ToWorker::Component { name, spec } => self.to_look_up.push_back(self.registry.want(name, Arc::from(spec))),
+            ToWorker::Component { name, spec, served } => {
+                let wanted = self.registry.want(name, Arc::from(spec));
+                self.to_look_up.push_back(Preparation { served, ..wanted });
+            }
             ToWorker::Bind(binding) => {
                 let state = self.registry.bind(binding.clone());
                 let endpoint =

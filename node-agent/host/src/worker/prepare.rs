@@ -13,6 +13,7 @@ use std::{
 
 use pillion_protocol::{
     component::{ComponentSpec, Image},
+    digest::Digest,
     name::Name,
     quantity::ByteSize,
 };
@@ -38,6 +39,8 @@ pub(super) struct Preparation {
     pub(super) began: Instant,
     /// Native code that is on disk is not to be used.
     pub(super) anew: bool,
+    /// What is to be served, if it is in the store; else, what its file holds now.
+    pub(super) served: Option<Digest>,
 }
 
 /// A component whose native code is not on disk.
@@ -102,9 +105,12 @@ impl Preparer {
     /// Stores the component's file and looks for its native code.
     pub(super) async fn look_up(self: Arc<Self>, preparation: Preparation) -> LookedUp {
         let Image::Path(path) = preparation.spec.image.clone();
-        let anew = preparation.anew;
+        let (anew, served) = (preparation.anew, preparation.served);
         let found = blocking(move || {
-            let (artifact, native) = self.library.find(Path::new(&path))?;
+            let (artifact, native) = match served.and_then(|digest| self.library.find_again(digest)) {
+                Some(found) => found,
+                None => self.library.find(Path::new(&path))?,
+            };
             if let Some(native) = native.as_ref().filter(|_| anew) {
                 self.library.forget(&artifact, native);
             }

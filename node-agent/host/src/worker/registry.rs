@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::prepare::{Failure, Outcome, Preparation, Prepared};
 use crate::{
-    endpoint::State,
+    endpoint::{Broken, State},
     supervisor::message::{Binding, Event, Reason},
 };
 
@@ -52,20 +52,25 @@ impl Registry {
             known.state.send_replace(preparing);
         }
         known.wanted = Some(Wanted { spec: Arc::clone(&spec), generation, decided: false });
-        Preparation { name, spec, generation, began: Instant::now(), anew: false }
+        Preparation { name, spec, generation, began: Instant::now(), anew: false, served: None }
     }
 
-    /// A component's native code cannot be loaded, for this reason: it has to be made anew, unless that is being done. If it was
-    /// made by this very worker, that would not help, and the component cannot be served.
-    pub(super) fn broken(&mut self, name: &Name, why: &str) -> Option<Preparation> {
-        let known = self.components.get_mut(name)?;
+    /// A component's native code cannot be loaded: it has to be made anew, unless that is being done. If the engine refuses what
+    /// was made for this very worker, that would not help, and the component cannot be served.
+    pub(super) fn broken(&mut self, broken: &Broken) -> Option<Preparation> {
+        let Broken { component, why, refused } = broken;
+        let known = self.components.get_mut(component)?;
         let wanted = known.wanted.as_ref().filter(|wanted| wanted.decided)?;
-        if known.made_here {
-            known.state.send_replace(State::Failed(why.into()));
+        let served = match &*known.state.borrow() {
+            State::Ready(version) => Some(version.digest),
+            _ => None,
+        };
+        if known.made_here && *refused {
+            known.state.send_replace(State::Failed(why.as_str().into()));
             return None;
         }
         let spec = Arc::clone(&wanted.spec);
-        Some(Preparation { anew: true, ..self.want(name.clone(), spec) })
+        Some(Preparation { anew: true, served, ..self.want(component.clone(), spec) })
     }
 
     /// A binding; gives where its component's state is told. Requests are held until the component is known, or known not to be.
@@ -187,6 +192,24 @@ mod tests {
         assert!(matches!(&events[..], [Event::Failed { message, .. }] if message == "broken"));
         assert!(matches!(&*state.borrow(), State::Failed(why) if &**why == "broken"));
         assert_eq!(registry.all_decided(), Some((0, 2)));
+    }
+
+    #[test]
+    fn broken_native_code_is_made_anew_unless_its_own_engine_refuses_it() {
+        let mut registry = Registry::default();
+        let name: Name = "a".parse().unwrap();
+        let broken = |refused| Broken { component: "a".parse().unwrap(), why: "corrupt".into(), refused };
+        let first = registry.want(name, spec());
+        assert!(registry.broken(&broken(false)).is_none(), "it is being made");
+        registry.decide(unprepared(&first, "x"));
+        let again = registry.broken(&broken(false)).unwrap();
+        assert!(again.anew);
+        registry.decide(unprepared(&again, "x"));
+        registry.components.values_mut().for_each(|known| known.made_here = true);
+        let again = registry.broken(&broken(false)).unwrap();
+        assert!(again.anew, "a file that was damaged since is made again");
+        registry.decide(unprepared(&again, "x"));
+        assert!(registry.broken(&broken(true)).is_none(), "an engine that refuses it would do so again");
     }
 
     #[test]
