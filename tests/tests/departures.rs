@@ -174,24 +174,21 @@ async fn a_caller_that_goes_away_behind_a_body_or_a_pipeline_that_nobody_reads_e
         component.limit("cpuTime", "1h").limit("headTimeout", "1h").limit("concurrency", 1).limit("queue", 0)
     })
     .await?;
+    // More than hyper takes, less than the kernel does: beyond that the caller's own kernel keeps the news of its end.
     let body =
-        [b"POST /loop HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\n".as_slice(), &[b'x'; 1_000_000]].concat();
+        [b"POST /loop HTTP/1.1\r\nhost: a\r\ncontent-length: 100000\r\n\r\n".as_slice(), &[b'x'; 50_000]].concat();
     let pipeline = b"GET /loop HTTP/1.1\r\nhost: a\r\n\r\n".repeat(20);
     for guest in FAULTS {
         let port = host.port(guest)?;
         for (what, said) in [("a body", &body), ("a pipeline", &pipeline)] {
+            // The guest of the request before may still be on its way out of the only place.
+            tokio::time::sleep(Duration::from_millis(100)).await;
             let mut caller = Raw::connect(port).await?;
-            // What the guest does not read fills the connection at some time.
-            let _ = tokio::time::timeout(Duration::from_millis(300), caller.send(said)).await;
-            let taken = async || {
-                let answer = get(Protocol::H1, port, "/hello").await?;
-                ensure!(
-                    answer.header("pillion-error") == "concurrency-limit",
-                    "{guest}, {what}: its guest does not run"
-                );
-                Ok(())
-            };
-            eventually("the only place to be taken", Duration::from_secs(5), taken).await?;
+            caller.send(said).await?;
+            // Who asks at the same time might take the place.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let answer = get(Protocol::H1, port, "/hello").await?;
+            assert_eq!(answer.header("pillion-error"), "concurrency-limit", "{guest}, {what}: its guest runs");
             drop(caller);
             let free = async || {
                 ensure!(get(Protocol::H1, port, "/hello").await?.status == 200, "the place is taken");

@@ -33,15 +33,13 @@ pub fn keep_inherited_descriptors() {
     unsafe { libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
 }
 
-/// Shuts the connection `socket` down if the other side has closed its half, or all of it, also while there is something to read;
-/// gives whether that was so.
-pub fn shut_down_if_closed_by_peer(socket: RawFd) -> bool {
+/// Whether the other side of the connection `socket` has closed its half, or all of it, also while there is something to read.
+pub fn is_closed_by_peer(socket: RawFd) -> bool {
     let mut poll = libc::pollfd { fd: socket, events: libc::POLLRDHUP, revents: 0 };
     // SAFETY: the call reads and writes the one `pollfd` that it is given, which lives until it returns. Of the descriptor only the
     // number is used: one that is closed by now is answered with POLLNVAL.
     let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
-    // SAFETY: the call touches no memory; a number that is no socket is an error.
-    ready == 1 && unsafe { libc::shutdown(socket, libc::SHUT_RDWR) } == 0
+    ready == 1
 }
 
 /// What a thread is to the kernel's scheduler.

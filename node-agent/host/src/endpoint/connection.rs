@@ -120,9 +120,9 @@ impl Drop for Waiting {
 pub(super) struct Caller(RawFd);
 
 impl Caller {
-    /// Whether the caller has closed its side; then the connection ends. To be asked only while there is one.
+    /// Whether the caller has closed its side. To be asked only while its connection lives.
     pub(super) fn is_gone(self) -> bool {
-        sys::shut_down_if_closed_by_peer(self.0)
+        sys::is_closed_by_peer(self.0)
     }
 }
 
@@ -137,11 +137,12 @@ pub(super) async fn serve(endpoint: Arc<Endpoint>, stream: TcpStream) {
     let service = service_fn(|incoming: Request<Incoming>| {
         let (endpoint, waiting) = (Arc::clone(&endpoint), Waiting::new(&activity));
         async move {
-            let answer = request::serve(&endpoint, incoming, caller).await;
+            // An error ends the connection, with all that is pipelined.
+            let answer = request::serve(&endpoint, incoming, caller).await?;
             drop(waiting);
             // Answers that are ready together leave together: a write that finds its caller awake costs half.
             endpoint.shared.scheduler.after_others().await;
-            Ok::<_, std::convert::Infallible>(answer)
+            Ok::<_, request::CallerGone>(answer)
         }
     });
     let io = StallGuard::new(TokioIo::new(stream), WRITE_STALL);

@@ -36,25 +36,47 @@ use crate::{
     },
 };
 
-/// Answers a request, always.
-pub(super) async fn serve(endpoint: &Arc<Endpoint>, request: Request<Incoming>, caller: Caller) -> Response<ReplyBody> {
+/// There is nobody to answer any more.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the caller closed the connection before its answer")]
+pub(super) struct CallerGone;
+
+/// Why there is no answer of the guest's.
+enum Unanswered {
+    Problem(Problem),
+    CallerGone,
+}
+
+impl From<Problem> for Unanswered {
+    fn from(problem: Problem) -> Self {
+        Self::Problem(problem)
+    }
+}
+
+/// Answers a request, always, as long as there is somebody to answer.
+pub(super) async fn serve(
+    endpoint: &Arc<Endpoint>,
+    request: Request<Incoming>,
+    caller: Caller,
+) -> Result<Response<ReplyBody>, CallerGone> {
     // A panic of the host costs this request and nothing else.
     let answered = AssertUnwindSafe(answer(endpoint, request, caller)).catch_unwind().await;
     let problem = match answered {
-        Ok(Ok(response)) => return response,
-        Ok(Err(problem)) => problem,
+        Ok(Ok(response)) => return Ok(response),
+        Ok(Err(Unanswered::CallerGone)) => return Err(CallerGone),
+        Ok(Err(Unanswered::Problem(problem))) => problem,
         Err(_) => Problem::Host("the host failed while it served this request".into()),
     };
     let reason = problem.reason();
     tracing::debug!(component = %endpoint.component, binding = %endpoint.binding, reason, ?problem, "answered in the guest's stead");
-    problem.response(endpoint.component.as_str(), endpoint.binding.as_str()).map(ReplyBody::Host)
+    Ok(problem.response(endpoint.component.as_str(), endpoint.binding.as_str()).map(ReplyBody::Host))
 }
 
 async fn answer(
     endpoint: &Arc<Endpoint>,
     mut request: Request<Incoming>,
     caller: Caller,
-) -> Result<Response<ReplyBody>, Problem> {
+) -> Result<Response<ReplyBody>, Unanswered> {
     check(&mut request, endpoint.port.get())?;
     let arrived = Instant::now();
     let counted = Counted::new(&endpoint.shared);
@@ -74,7 +96,7 @@ async fn answer(
     let instance = shared.instances.take().ok_or(Problem::NodeLimit)?;
     let mut overhead = shared.memory.share();
     if !overhead.grow(REQUEST_OVERHEAD) {
-        return Err(Problem::NodeLimit);
+        return Err(Problem::NodeLimit.into());
     }
     let loaded = shared.cache.load(serving.version.digest, &serving.version.native).await;
     let loaded = loaded.map_err(|error| endpoint.not_loaded(&error))?;
@@ -104,7 +126,7 @@ async fn answer(
         match tokio::time::timeout_at(look, &mut response).await {
             Err(_) if caller.is_gone() => {
                 run.stop(Stop::CallerGone);
-                return Err(Problem::BadRequest("the caller closed the connection before its answer"));
+                return Err(Unanswered::CallerGone);
             }
             Err(_) if look < head_by => {}
             ended => break ended,
@@ -115,13 +137,13 @@ async fn answer(
         Ok(Ok(Err(code))) => {
             // What stopped it may be what it complains of.
             let stopped = run.stopped().map(|stop| Problem::from(&End::Stopped(stop)));
-            return Err(stopped.unwrap_or(Problem::GuestError(code)));
+            return Err(stopped.unwrap_or(Problem::GuestError(code)).into());
         }
         // The guest's store is gone, so its end is known.
-        Ok(Err(_)) => return Err(run.end().map_or(Problem::NoResponse, Problem::from)),
+        Ok(Err(_)) => return Err(run.end().map_or(Problem::NoResponse, Problem::from).into()),
         Err(_) => {
             run.stop(Stop::HeadTimeout);
-            return Err(Problem::HeadTimeout);
+            return Err(Problem::HeadTimeout.into());
         }
     };
     waiting.armed.store(false, Relaxed);
