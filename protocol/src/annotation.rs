@@ -78,7 +78,8 @@ pub struct Sidecar {
 }
 
 /// What one annotation says: at least one and at most [`MAX_ENTRIES`] entries, in the order written, no name and no port twice.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Sidecars(Vec<Sidecar>);
 
 /// Why a text is no [`Sidecars`]. Every message holds the text at fault and what is allowed.
@@ -136,6 +137,20 @@ impl Sidecars {
     /// The entries in the order written.
     pub fn iter(&self) -> std::slice::Iter<'_, Sidecar> {
         self.0.iter()
+    }
+}
+
+impl TryFrom<String> for Sidecars {
+    type Error = AnnotationError;
+
+    fn try_from(text: String) -> Result<Self, AnnotationError> {
+        text.parse()
+    }
+}
+
+impl From<Sidecars> for String {
+    fn from(sidecars: Sidecars) -> Self {
+        sidecars.to_string()
     }
 }
 

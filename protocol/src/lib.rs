@@ -9,7 +9,9 @@
 //! | [`component`] | the `Component` and `ClusterComponent` resources |
 //! | [`digest`] | `sha256:…` |
 //! | [`hosts`] | `allowedOutboundHosts` |
+//! | [`keeper`] | what the CNI plugin asks of the keeper, and what the keeper tells the host |
 //! | [`name`] | names of components and bindings |
+//! | [`pod`] | pods and their sandboxes |
 //! | [`quantity`] | sizes and durations as people write them |
 
 #![forbid(unsafe_code)]
@@ -19,5 +21,7 @@ pub mod annotation;
 pub mod component;
 pub mod digest;
 pub mod hosts;
+pub mod keeper;
 pub mod name;
+pub mod pod;
 pub mod quantity;

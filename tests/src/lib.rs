@@ -5,6 +5,8 @@
 //! | [`client`] | callers: HTTP/1.1 and HTTP/2, from hyper |
 //! | [`component`] | components, as YAML |
 //! | [`host`] | the program, running: its events, its log, its processes |
+//! | [`netns`] | network namespaces, as runtimes make them for pods |
+//! | [`node`] | a node without a cluster: a keeper, and the CNI plugin |
 //! | [`pattern`] | long bodies that are checked without being held |
 //! | [`place`] | guests, stores, ports |
 //! | [`process`] | what `/proc` says of a process |
@@ -21,6 +23,8 @@
 pub mod client;
 pub mod component;
 pub mod host;
+pub mod netns;
+pub mod node;
 pub mod pattern;
 pub mod place;
 pub mod process;

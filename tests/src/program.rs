@@ -26,14 +26,18 @@ pub const VARIABLES: [&str; 5] =
 ///
 /// A program that was not built.
 pub fn binary() -> Result<PathBuf> {
-    let path = match env::var_os("PILLION_BIN") {
-        Some(path) => PathBuf::from(path),
-        None => {
-            let test = env::current_exe()?;
-            test.ancestors().nth(2).context("this test is in no target folder")?.join("pillion")
-        }
-    };
-    ensure!(path.is_file(), "{} is not there: `make test` builds it (or name it in PILLION_BIN)", path.display());
+    env::var_os("PILLION_BIN").map_or_else(|| named("pillion"), |path| Ok(PathBuf::from(path)))
+}
+
+/// A built program, by its name, in the folder that this test was built into.
+///
+/// # Errors
+///
+/// A program that was not built.
+pub fn named(name: &str) -> Result<PathBuf> {
+    let test = env::current_exe()?;
+    let path = test.ancestors().nth(2).context("this test is in no target folder")?.join(name);
+    ensure!(path.is_file(), "{} is not there: `make test` builds it", path.display());
     Ok(path)
 }
 

@@ -18,6 +18,7 @@ use pillion_protocol::{
     name::Name,
     quantity::{ByteSize, Span},
 };
+use pillion_sockets::listen;
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
     iterator::Signals,
@@ -31,7 +32,7 @@ use crate::{
     },
     store::Store,
     supervisor::{
-        self, Desired, Input, Supervisor, listen,
+        self, Desired, Input, Supervisor,
         message::{Binding, Event, Log, LogFormat, Reason, Settings},
     },
 };
@@ -305,18 +306,12 @@ impl Listeners {
         for &address in &self.addresses {
             match listen::open(address, port) {
                 Ok(listener) => listeners.push(listener),
-                Err(error) if self.default && address.is_ipv6() && no_ipv6(&error) => {}
+                Err(error) if self.default && address.is_ipv6() && listen::is_no_ipv6(&error) => {}
                 Err(error) => return Err((address, error)),
             }
         }
         Ok(listeners)
     }
-}
-
-fn no_ipv6(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    let codes = [Errno::ADDRNOTAVAIL, Errno::AFNOSUPPORT].map(Errno::raw_os_error);
-    error.raw_os_error().is_some_and(|code| codes.contains(&code))
 }
 
 #[cfg(test)]

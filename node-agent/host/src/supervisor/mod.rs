@@ -5,8 +5,6 @@
 //! nothing from the network.
 
 pub mod child;
-pub mod link;
-pub mod listen;
 pub mod message;
 
 use std::{
@@ -20,11 +18,9 @@ use std::{
 };
 
 use pillion_protocol::{component::ComponentSpec, digest::Digest, name::Name};
+use pillion_sockets::link::{Incoming, Link};
 
-use self::{
-    link::{Incoming, Link},
-    message::{Binding, Event, FromWorker, Settings, ToWorker},
-};
+use self::message::{Binding, Event, FromWorker, Settings, ToWorker};
 
 /// A worker that lived for less than this is not started again at once, but after as long a pause.
 const CRASH_LOOP: Duration = Duration::from_secs(1);

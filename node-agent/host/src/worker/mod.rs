@@ -19,6 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use pillion_sockets::link::{Incoming, Link};
 use tokio::{
     runtime::{Builder, Handle},
     sync::{Semaphore, mpsc, watch},
@@ -39,10 +40,7 @@ use crate::{
         cores,
     },
     store::Library,
-    supervisor::{
-        link::{Incoming, Link},
-        message::{Event, FromWorker, Settings, ToWorker},
-    },
+    supervisor::message::{Event, FromWorker, Settings, ToWorker},
 };
 
 /// Descriptors that neither listeners nor connections take, beside those of loaded components and calls out: for files and the

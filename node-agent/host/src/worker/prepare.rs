@@ -17,16 +17,14 @@ use pillion_protocol::{
     name::Name,
     quantity::ByteSize,
 };
+use pillion_sockets::link::Link;
 use tokio::sync::oneshot;
 
 use crate::{
     compiler::facts::Facts,
     endpoint::Version,
     store::{Artifact, Library, NativeCode, StoreError},
-    supervisor::{
-        link::Link,
-        message::{Event, FromWorker, Reason},
-    },
+    supervisor::message::{Event, FromWorker, Reason},
 };
 
 /// A component to prepare.

@@ -1,4 +1,4 @@
-//! The link between supervisor and worker: messages in JSON over a Unix socket, with descriptors beside them.
+//! A link between two processes: messages in JSON over a Unix socket, with descriptors beside them.
 //!
 //! A frame is four bytes of length (big endian) and so many bytes of JSON. Descriptors travel beside the four bytes, which are
 //! sent by a call of their own: the kernel never merges what has descriptors with what came before.
@@ -14,12 +14,12 @@ use std::{
 };
 
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-/// The longest message.
+/// The longest message between processes that trust each other. Others say how much they read.
 const MAX_MESSAGE: usize = 16 << 20;
 
 /// The most descriptors beside one message; the kernel allows 253.
@@ -28,6 +28,8 @@ const MAX_DESCRIPTORS: usize = 16;
 /// One end of the link.
 pub struct Link {
     socket: UnixStream,
+    /// The longest message that is read.
+    longest: usize,
     /// Two threads' frames must not mix.
     sending: Mutex<()>,
 }
@@ -44,7 +46,17 @@ pub struct Incoming<T> {
 impl Link {
     /// A link over one end of a socket pair.
     pub fn new(socket: UnixStream) -> Self {
-        Self { socket, sending: Mutex::new(()) }
+        Self::bounded(socket, MAX_MESSAGE)
+    }
+
+    /// A link to a process that may send anything: what is longer than `longest` bytes is refused before it is read.
+    pub fn bounded(socket: UnixStream, longest: usize) -> Self {
+        Self { socket, longest, sending: Mutex::new(()) }
+    }
+
+    /// The socket.
+    pub fn socket(&self) -> &UnixStream {
+        &self.socket
     }
 
     /// Another handle, for the thread that receives.
@@ -53,7 +65,7 @@ impl Link {
     ///
     /// No descriptor left.
     pub fn try_clone(&self) -> io::Result<Self> {
-        self.socket.try_clone().map(Self::new)
+        Ok(Self::bounded(self.socket.try_clone()?, self.longest))
     }
 
     /// Sends a message. Waits while the other side does not read.
@@ -93,16 +105,21 @@ impl Link {
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let received =
             recvmsg(&self.socket, &mut [IoSliceMut::new(&mut header)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
-        if received.bytes != header.len() {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
         for message in ancillary.drain() {
             if let RecvAncillaryMessage::ScmRights(received) = message {
                 descriptors.extend(received);
             }
         }
+        if received.bytes != header.len() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if received.flags.contains(ReturnFlags::CTRUNC) {
+            let text =
+                format!("a message came with more than {MAX_DESCRIPTORS} descriptors, or this process has none left");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
         let length = usize::try_from(u32::from_be_bytes(header)).unwrap_or(usize::MAX);
-        if length > MAX_MESSAGE {
+        if length > self.longest {
             return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a message of {length} bytes is too long")));
         }
         let mut body = vec![0; length];

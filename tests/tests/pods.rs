@@ -1,0 +1,222 @@
+//! Endpoints in pods' network namespaces: the real plugin, the real keeper, real namespaces; this test is the runtime.
+
+use std::{
+    fs,
+    io::Write,
+    os::unix::net::{UnixListener, UnixStream},
+    path::PathBuf,
+    thread,
+    time::Duration,
+};
+
+use anyhow::Result;
+use pillion_tests::{
+    netns::Netns,
+    node::{Node, PREVIOUS, Sandbox},
+    process,
+};
+use serde_json::json;
+
+const BOTH: (bool, bool) = (true, true);
+const NEITHER: (bool, bool) = (false, false);
+
+#[test]
+fn a_pods_ports_accept_connections_before_its_first_container() -> Result<()> {
+    let node = Node::with_keeper()?;
+    let netns = Netns::with_loopback(node.folder(), "a")?;
+    let sandbox = Sandbox::new("cart-0", "c1", &netns, "clock=8081, jwt-authz=8082, flags=8083");
+    let said = node.cni("ADD", &sandbox)?;
+    assert!(said.success, "{said:?}");
+    assert_eq!(said.stdout, PREVIOUS, "what came before goes out byte for byte");
+    for port in 8081..=8083 {
+        assert_eq!(netns.accepts(port), BOTH, "{port}");
+    }
+    let other = Netns::with_loopback(node.folder(), "b")?;
+    assert_eq!(other.accepts(8081), NEITHER, "another pod has none of it");
+    assert!(netns.listen(8081).is_err(), "nobody in the pod can take the port");
+    assert!(node.cni("ADD", &sandbox)?.success, "asking again changes nothing");
+    assert!(node.cni("DEL", &sandbox)?.success);
+    assert_eq!(netns.accepts(8081), NEITHER);
+    netns.listen(8081)?;
+    Ok(())
+}
+
+#[test]
+fn a_pod_without_the_annotation_is_passed_through_and_nobody_is_asked() -> Result<()> {
+    let node = Node::new()?;
+    let netns = Netns::new(node.folder(), "a")?;
+    let mut sandbox = Sandbox::new("plain", "c1", &netns, "");
+    for annotations in [json!({}), json!(null), json!({"app": "shop", "pillion.dev/wait": "nonsense"})] {
+        sandbox.annotations = annotations;
+        for command in ["ADD", "DEL", "CHECK", "GC", "STATUS"] {
+            let said = node.cni(command, &sandbox)?;
+            assert!(said.success && said.took < Duration::from_secs(1), "{command}: {said:?}");
+            assert_eq!(said.stdout, if command == "ADD" { PREVIOUS } else { "" });
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn without_a_keeper_a_pod_with_sidecars_fails_soon_and_still_goes_away() -> Result<()> {
+    let node = Node::new()?;
+    let netns = Netns::with_loopback(node.folder(), "a")?;
+    let sandbox = Sandbox::new("cart-0", "c1", &netns, "clock=8081");
+    let within_time = |why: &str| -> Result<()> {
+        let said = node.cni("ADD", &sandbox)?;
+        let (code, text) = said.error()?;
+        assert_eq!(code, 11, "try again later: {text}");
+        assert!(text.contains("the keeper does not answer") && text.contains("does the Pillion agent run"), "{text}");
+        assert!(said.took < Duration::from_secs(5), "{why}: {:?}", said.took);
+        for command in ["DEL", "CHECK", "STATUS", "GC"] {
+            let said = node.cni(command, &sandbox)?;
+            assert!(said.success && said.took < Duration::from_secs(2), "{why}: {command}: {said:?}");
+        }
+        Ok(())
+    };
+    within_time("down")?;
+    fs::create_dir_all(node.cni_socket().parent().unwrap_or(node.folder()))?;
+    let _hanging = UnixListener::bind(node.cni_socket())?;
+    within_time("hanging")
+}
+
+#[test]
+fn del_always_succeeds_and_ends_only_the_sandbox_that_it_names() -> Result<()> {
+    let node = Node::with_keeper()?;
+    let netns = Netns::with_loopback(node.folder(), "a")?;
+    let first = Sandbox::new("cart-0", "c1", &netns, "clock=8081");
+    assert!(node.cni("DEL", &first)?.success, "before ADD");
+    assert!(node.cni("ADD", &first)?.success);
+    let again = Netns::with_loopback(node.folder(), "b")?;
+    let second = Sandbox::new("cart-0", "c2", &again, "clock=8081");
+    assert!(node.cni("ADD", &second)?.success, "the pod's pause process died: it gets another sandbox");
+    assert_eq!(again.accepts(8081), BOTH);
+    assert_eq!(netns.accepts(8081), NEITHER, "nothing holds the old namespace any more");
+    let late = Sandbox { netns: PathBuf::new(), ..first };
+    assert!(node.cni("DEL", &late)?.success, "its namespace is gone");
+    assert_eq!(again.accepts(8081), BOTH, "a late DEL of the old sandbox changes nothing");
+    let garbage = node.cni_with("DEL", &late, "no configuration")?;
+    assert!(garbage.success, "{garbage:?}");
+    Ok(())
+}
+
+#[test]
+fn what_an_annotation_cannot_mean_is_said_with_the_text_at_fault() -> Result<()> {
+    let node = Node::with_keeper()?;
+    let netns = Netns::with_loopback(node.folder(), "a")?;
+    let many: Vec<String> = (0..100).map(|i| format!("c{i}={}", 2000 + i)).collect();
+    let table = [
+        ("", "no sidecar is named"),
+        ("clock", "\"clock\" is no sidecar: expected NAME=PORT"),
+        ("clock=8081, flags=8081", "port 8081 is given to both"),
+        ("clock=80", "\"80\" is no port for a sidecar: allowed are 1024 to 65535"),
+        ("clock=70000", "\"70000\" is no port"),
+        (&many.join(","), "100 sidecars are too many"),
+        (&"x".repeat(64 << 10), "65536 bytes are too long"),
+    ];
+    for (sidecars, expected) in table {
+        let (code, text) = node.cni("ADD", &Sandbox::new("cart-0", "c1", &netns, sidecars))?.error()?;
+        assert_eq!(code, 100);
+        assert!(text.contains("annotation pillion.dev/sidecars") && text.contains(expected), "{text}");
+    }
+    let mut sandbox = Sandbox::new("cart-0", "c1", &netns, "clock=8081");
+    sandbox.annotations = json!({"pillion.dev/sidecars": "clock=8081", "pillion.dev/wait": "later"});
+    let (_, text) = node.cni("ADD", &sandbox)?.error()?;
+    assert!(text.contains("pillion.dev/wait: \"later\" is nothing to wait for"), "{text}");
+    assert_eq!(netns.accepts(8081), NEITHER);
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_bound_is_refused_whole() -> Result<()> {
+    let node = Node::with_keeper()?;
+    let netns = Netns::with_loopback(node.folder(), "a")?;
+    let taken = netns.listen(8082)?;
+    let sandbox = Sandbox::new("cart-0", "c1", &netns, "clock=8081, flags=8082");
+    let (_, text) = node.cni("ADD", &sandbox)?.error()?;
+    assert!(text.contains("127.0.0.1 port 8082 cannot be listened on in the pod"), "{text}");
+    assert_eq!(netns.accepts(8081), NEITHER, "all or nothing");
+    drop(taken);
+    assert!(node.cni("ADD", &sandbox)?.success, "the kubelet tries again");
+    assert_eq!((netns.accepts(8081), netns.accepts(8082)), (BOTH, BOTH));
+
+    let refused = |netns: PathBuf| -> Result<String> {
+        Ok(node.cni("ADD", &Sandbox { pod: "other", id: "c9", netns, ..sandbox.clone() })?.error()?.1)
+    };
+    let own = refused("/proc/self/ns/net".into())?;
+    assert!(own.contains("hostNetwork"), "{own}");
+    let file = refused("/dev/null".into())?;
+    assert!(file.contains("no network namespace that can be entered"), "{file}");
+    let mount = refused("/proc/self/ns/mnt".into())?;
+    assert!(mount.contains("no network namespace that can be entered"), "{mount}");
+    let nothing = refused(node.folder().join("none"))?;
+    assert!(nothing.contains("cannot be opened"), "{nothing}");
+    Ok(())
+}
+
+#[test]
+fn ipv6_comes_as_soon_as_the_loopback_device_is_up_and_is_no_condition() -> Result<()> {
+    let node = Node::with_keeper()?;
+    let netns = Netns::new(node.folder(), "a")?;
+    let sandbox = Sandbox::new("cart-0", "c1", &netns, "clock=8081");
+    let said = thread::scope(|scope| {
+        scope.spawn(|| {
+            thread::sleep(Duration::from_millis(200));
+            netns.set_loopback_up()
+        });
+        node.cni("ADD", &sandbox)
+    })?;
+    assert!(said.success, "{said:?}");
+    assert_eq!(netns.accepts(8081), BOTH);
+
+    let without = Netns::with_loopback(node.folder(), "b")?;
+    without.within(|| fs::write("/proc/sys/net/ipv6/conf/lo/disable_ipv6", "1"))?;
+    let said = node.cni("ADD", &Sandbox::new("cart-1", "c2", &without, "clock=8081"))?;
+    assert!(said.success && said.took < Duration::from_millis(900), "nothing is waited for: {said:?}");
+    assert_eq!(without.accepts(8081), (true, false));
+    Ok(())
+}
+
+#[test]
+fn a_keeper_that_is_killed_or_ended_finds_its_pods_again() -> Result<()> {
+    let mut node = Node::with_keeper()?;
+    let (kept, gone) = (Netns::with_loopback(node.folder(), "a")?, Netns::with_loopback(node.folder(), "b")?);
+    assert!(node.cni("ADD", &Sandbox::new("cart-0", "c1", &kept, "clock=8081, flags=8082"))?.success);
+    assert!(node.cni("ADD", &Sandbox::new("cart-1", "c2", &gone, "clock=8081"))?.success);
+    node.kill_keeper()?;
+    drop(gone);
+    node.start_keeper()?;
+    assert_eq!((kept.accepts(8081), kept.accepts(8082)), (BOTH, BOTH));
+    assert!(node.log().contains("its network namespace is gone"), "{}", node.log());
+    node.end_keeper()?;
+    node.start_keeper()?;
+    assert_eq!(kept.accepts(8081), BOTH, "its end removed nothing that it needs");
+    Ok(())
+}
+
+#[test]
+fn whoever_says_nonsense_to_the_keeper_disturbs_nobody_and_leaves_nothing_behind() -> Result<()> {
+    let node = Node::with_keeper()?;
+    let netns = Netns::with_loopback(node.folder(), "a")?;
+    let sandbox = Sandbox::new("cart-0", "c1", &netns, "clock=8081");
+    assert!(node.cni("ADD", &sandbox)?.success);
+    let held = process::descriptors(node.keeper()?)?;
+    let _silent: Vec<_> = (0..20).map(|_| UnixStream::connect(node.cni_socket())).collect::<Result<_, _>>()?;
+    for nonsense in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 64 << 10], &[0, 0, 0, 2, b'{', b'}'], &[0]] {
+        let mut client = UnixStream::connect(node.cni_socket())?;
+        // It may be refused before it has said everything.
+        _ = client.write_all(nonsense);
+    }
+    // A gigabyte, as long as somebody listens.
+    let mut client = UnixStream::connect(node.cni_socket())?;
+    let chunk = vec![0x7f; 1 << 20];
+    let written = (0..1024).take_while(|_| client.write_all(&chunk).is_ok()).count();
+    assert!(written < 1024, "it was read to its end");
+    let said = node.cni("ADD", &Sandbox::new("cart-1", "c2", &netns, "flags=8082"))?;
+    assert!(said.success && said.took < Duration::from_secs(1), "{said:?}");
+    drop(_silent);
+    thread::sleep(Duration::from_millis(2_200));
+    assert!(node.cni("DEL", &Sandbox::new("cart-1", "c2", &netns, "flags=8082"))?.success);
+    assert_eq!(process::descriptors(node.keeper()?)?, held, "nothing leaks");
+    Ok(())
+}
