@@ -21,7 +21,7 @@ help:
 
 build:
 	tests/setup build
-	cargo build --locked -p pillion-host
+	cargo build --locked -p pillion-host -p pillion-keeper -p pillion-cni
 
 catalog:
 	tests/setup build
@@ -31,7 +31,8 @@ guests:
 	tests/setup guests
 	tests/guests/build
 
-run: build catalog
+run: catalog
+	cargo build --locked -p pillion-host
 	@deploy/catalog/try
 	@exec $(CARGO_TARGET_DIR)/debug/pillion run \
 		-f $(SIDECARS:%=deploy/catalog/%/component.yaml) --sidecars "jwt-authz=8081, flags=8082, whoami=8083"
@@ -52,7 +53,7 @@ lint:
 	cargo clippy --locked --manifest-path tests/guests/Cargo.toml --target wasm32-wasip2 -- -D warnings
 
 doc:
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps -p pillion-protocol -p pillion-host
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps -p pillion-protocol -p pillion-sockets -p pillion-keeper -p pillion-host
 
 # Licences, sources and duplicates of all dependencies; needs cargo-deny.
 deny:

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io,
+    io::{self, Read, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
     os::fd::AsFd,
     path::{Path, PathBuf},
@@ -13,6 +13,9 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+/// Longer than an answer ever takes, a compilation of a small component included.
+const ANSWER: Duration = Duration::from_secs(20);
 
 /// Longer than a connection on localhost ever takes.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -85,6 +88,21 @@ impl Netns {
     /// Nobody listens.
     pub fn connect(&self, address: IpAddr, port: u16) -> Result<TcpStream> {
         self.within(|| TcpStream::connect_timeout(&SocketAddr::new(address, port), CONNECT))
+    }
+
+    /// Fetches `http://localhost:port/path` inside; gives the whole answer, head and body.
+    ///
+    /// # Errors
+    ///
+    /// Nobody listens, or the connection ends before an answer.
+    pub fn get(&self, address: IpAddr, port: u16, path: &str) -> Result<String> {
+        let mut stream = self.connect(address, port)?;
+        stream.set_read_timeout(Some(ANSWER))?;
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost:{port}\r\nconnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        ensure!(answer.starts_with("HTTP/1.1 "), "the connection ended: {answer:?}");
+        Ok(answer)
     }
 
     /// Listens at a port inside, as a pod's own container does.

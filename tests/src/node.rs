@@ -1,4 +1,4 @@
-//! A node without a cluster: a keeper, and the CNI plugin started as a runtime does.
+//! A node without a cluster: a keeper, a host, and the CNI plugin started as a runtime does.
 
 use std::{
     fs::File,
@@ -13,7 +13,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::{netns::Netns, process, program};
+use crate::{Component, netns::Netns, process, program};
 
 /// Longer than a keeper takes to start.
 const START: Duration = Duration::from_secs(10);
@@ -22,6 +22,7 @@ const START: Duration = Duration::from_secs(10);
 pub struct Node {
     folder: TempDir,
     keeper: Option<Child>,
+    host: Option<Child>,
 }
 
 /// What a plugin said.
@@ -66,7 +67,9 @@ impl Node {
     ///
     /// No temporary folder.
     pub fn new() -> Result<Self> {
-        Ok(Self { folder: TempDir::new()?, keeper: None })
+        let folder = TempDir::new()?;
+        std::fs::create_dir(folder.path().join("catalog"))?;
+        Ok(Self { folder, keeper: None, host: None })
     }
 
     /// A node with a keeper.
@@ -90,9 +93,68 @@ impl Node {
         self.folder.path().join("keeper/cni.sock")
     }
 
-    /// What the keeper logged.
+    /// What keeper and host logged.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.folder.path().join("keeper.log")).unwrap_or_default()
+        let read = |name: &str| std::fs::read_to_string(self.folder.path().join(name)).unwrap_or_default();
+        read("keeper.log") + &read("host.log")
+    }
+
+    /// Puts a component into the node's catalog.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be written.
+    pub fn add(&self, component: &Component) -> Result<()> {
+        let file = self.folder.path().join("catalog").join(format!("{}.yaml", component.name()));
+        Ok(std::fs::write(file, component.yaml())?)
+    }
+
+    /// Starts a host, in the place of the one before.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be started.
+    pub fn start_host(&mut self) -> Result<()> {
+        self.kill_host()?;
+        let at = |name: &str| self.folder.path().join(name);
+        let log = File::options().create(true).append(true).open(at("host.log"))?;
+        let mut command = Command::new(program::binary()?);
+        for variable in program::VARIABLES {
+            command.env_remove(variable);
+        }
+        command.arg("host").arg("--catalog").arg(at("catalog")).arg("--keeper-socket").arg(at("host/keeper.sock"));
+        command.arg("--store").arg(crate::place::shared_store()?);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        self.host = Some(command.spawn()?);
+        Ok(())
+    }
+
+    /// Kills the host as a fault would, with its worker.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be killed.
+    pub fn kill_host(&mut self) -> Result<()> {
+        if let Some(mut host) = self.host.take() {
+            let workers = process::children(host.id());
+            host.kill()?;
+            host.wait()?;
+            let end = Instant::now() + START;
+            while workers.iter().any(|worker| process::runs(*worker)) && Instant::now() < end {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        Ok(())
+    }
+
+    /// The host's worker.
+    ///
+    /// # Errors
+    ///
+    /// There is none.
+    pub fn worker(&self) -> Result<u32> {
+        let host = self.host.as_ref().context("there is no host")?.id();
+        process::children(host).into_iter().next().context("the host has no worker")
     }
 
     /// Starts a keeper, in the place of the one before.
@@ -195,9 +257,10 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
+        _ = self.kill_host();
         _ = self.kill_keeper();
         if std::thread::panicking() {
-            eprintln!("the keeper's log:\n{}", self.log());
+            eprintln!("what keeper and host logged:\n{}", self.log());
         }
     }
 }

@@ -103,6 +103,17 @@ pub fn descriptors(pid: u32) -> Result<usize> {
     Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.count())
 }
 
+/// The number of sockets that a process holds.
+///
+/// # Errors
+///
+/// A process that is not there.
+pub fn sockets(pid: u32) -> Result<usize> {
+    let is_socket =
+        |entry: &fs::DirEntry| fs::read_link(entry.path()).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"));
+    Ok(fs::read_dir(format!("/proc/{pid}/fd"))?.flatten().filter(is_socket).count())
+}
+
 /// The memory that a process holds, in bytes. Read from `statm`, which unlike `smaps_rollup` does not hold up the process: it
 /// would, for as long as it walks the address space, and a worker's is large.
 ///

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod compile;
+mod host;
 mod inspect;
 mod output;
 mod run;
@@ -21,6 +22,8 @@ struct Pillion {
 enum Command {
     /// Serves components on localhost, each at a port of its own
     Run(run::Run),
+    /// Serves the pods of a node: components from a folder, endpoints from the keeper
+    Host(host::Host),
     /// Compiles components ahead of time into the store, so that they are there when they are run
     Compile(compile::Compile),
     /// Shows what a component exports and imports, and whether it can be served
@@ -63,6 +66,7 @@ impl StoreArgs {
 pub fn main() -> ExitCode {
     let done = match Pillion::parse().command {
         Command::Run(run) => run.run(),
+        Command::Host(host) => host.run(),
         Command::Compile(compile) => compile.run(),
         Command::Inspect(inspect) => inspect.run(),
         Command::Worker => crate::worker::main().map(|()| ExitCode::SUCCESS),

@@ -135,7 +135,7 @@ impl Run {
         for (name, port) in ports {
             match listeners.open(&name, port)? {
                 Ok((port, listeners)) => {
-                    bindings.push((Binding { component: name.clone(), name, port }, listeners));
+                    bindings.push((Binding { component: name.clone(), name, port, pod: None }, listeners));
                 }
                 Err((port, message)) => {
                     let (component, binding, reason) = (name.clone(), name, Reason::Port);
@@ -210,7 +210,7 @@ impl Run {
 }
 
 /// The files whose changes mean something: YAML, and components.
-fn watched(files: &[PathBuf], components: &Components) -> Watched {
+pub(super) fn watched(files: &[PathBuf], components: &Components) -> Watched {
     let mut watched = Watched::default();
     for file in files {
         watched.add(&std::path::absolute(file).unwrap_or_else(|_| file.clone()));
@@ -222,7 +222,7 @@ fn watched(files: &[PathBuf], components: &Components) -> Watched {
     watched
 }
 
-fn terminate_on_signals(inputs: Sender<Input>) -> io::Result<()> {
+pub(super) fn terminate_on_signals(inputs: Sender<Input>) -> io::Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
     thread::Builder::new().name("signals".into()).spawn(move || {
         for _ in signals.forever() {

@@ -133,7 +133,7 @@ pub(super) async fn serve(endpoint: Arc<Endpoint>, stream: TcpStream) {
     let builder = builder(endpoint.header_bytes());
     let (waiting, last) = (AtomicUsize::new(0), AtomicU64::new(0));
     let activity = Arc::new(Activity { opened: Instant::now(), waiting, last });
-    let mut draining = endpoint.shared.draining.clone();
+    let (mut draining, mut closing) = (endpoint.shared.draining.clone(), endpoint.closing.subscribe());
     let service = service_fn(|incoming: Request<Incoming>| {
         let (endpoint, waiting) = (Arc::clone(&endpoint), Waiting::new(&activity));
         async move {
@@ -148,7 +148,12 @@ pub(super) async fn serve(endpoint: Arc<Endpoint>, stream: TcpStream) {
     let io = StallGuard::new(TokioIo::new(stream), WRITE_STALL);
     let mut connection = pin!(builder.serve_connection(io, service));
     let mut silence = pin!(tokio::time::sleep_until(activity.silent_at()));
-    let mut drain = pin!(draining.wait_for(|&draining| draining));
+    let mut drain = pin!(async {
+        tokio::select! {
+            _ = draining.wait_for(|&draining| draining) => {}
+            _ = closing.wait_for(|&closing| closing) => {}
+        }
+    });
     let mut serving = true;
     loop {
         tokio::select! {
@@ -167,7 +172,7 @@ pub(super) async fn serve(endpoint: Arc<Endpoint>, stream: TcpStream) {
                     continue;
                 }
             }
-            _ = drain.as_mut(), if serving => {}
+            () = drain.as_mut(), if serving => {}
         }
         // It drains, or was silent for too long: answers that are on their way are finished, and nothing more begins.
         if !activity.begun() {

@@ -13,16 +13,17 @@ mod stall;
 use std::{
     io,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
 
-use pillion_protocol::{annotation::Port, name::Name};
+use pillion_protocol::{annotation::Port, name::Name, pod::Pod};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    task::AbortHandle,
 };
 
 use self::served::Served;
@@ -34,6 +35,7 @@ use crate::{
         account::Account,
         budget::{InstanceBudget, MemoryBudget},
     },
+    supervisor::message::Binding,
 };
 
 /// How long a listener rests after it could not accept, for example because descriptors ran out.
@@ -131,6 +133,11 @@ pub struct Endpoint {
     binding: Name,
     component: Name,
     port: Port,
+    pod: Option<Pod>,
+    /// The tasks that accept at its listeners.
+    accepting: Mutex<Vec<AbortHandle>>,
+    /// Becomes true once, when the binding ends.
+    closing: watch::Sender<bool>,
     state: watch::Receiver<State>,
     account: Arc<Account>,
     served: Served,
@@ -142,29 +149,45 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// A binding of `component`, whose state is told by `state`.
-    pub fn new(binding: Name, component: Name, port: Port, state: watch::Receiver<State>, shared: Arc<Shared>) -> Self {
+    /// A binding, whose component's state is told by `state`.
+    pub fn new(binding: Binding, state: watch::Receiver<State>, shared: Arc<Shared>) -> Self {
+        let Binding { name: binding, component, port, pod } = binding;
         let account = shared.scheduler.account();
         let connections = Arc::new(Semaphore::new(shared.connections_each));
         let (served, held) = (Served::default(), AtomicUsize::new(0));
-        Self { binding, component, port, state, account, served, connections, held, shared }
+        let (accepting, closing) = (Mutex::default(), watch::Sender::new(false));
+        Self { binding, component, port, pod, accepting, closing, state, account, served, connections, held, shared }
     }
 
-    /// Serves `listener` for as long as the process lives. Its descriptor is one that no connection can have.
+    /// Closes its listeners: others take their place, or it ends.
+    pub fn stop_listening(&self) {
+        for task in self.accepting.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            task.abort();
+        }
+    }
+
+    /// Ends the binding: nothing more begins, answers that are on their way are finished.
+    pub fn close(&self) {
+        self.stop_listening();
+        self.closing.send_replace(true);
+    }
+
+    /// Serves `listener` until it is told to stop. Its descriptor is one that no connection can have.
     ///
     /// # Errors
     ///
     /// A descriptor that is no listener, or one more than the process may hold.
     pub fn listen(self: &Arc<Self>, listener: std::net::TcpListener) -> io::Result<()> {
-        let permit = self.shared.connections.try_acquire();
-        permit.map_err(|_| io::Error::other("no descriptor is left for a listener: see RLIMIT_NOFILE"))?.forget();
+        let permit = Arc::clone(&self.shared.connections).try_acquire_owned();
+        let permit = permit.map_err(|_| io::Error::other("no descriptor is left for a listener: see RLIMIT_NOFILE"))?;
         listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(listener)?;
-        tokio::spawn(Arc::clone(self).accept(listener));
+        let accepting = tokio::spawn(Arc::clone(self).accept(listener, permit)).abort_handle();
+        self.accepting.lock().unwrap_or_else(PoisonError::into_inner).push(accepting);
         Ok(())
     }
 
-    async fn accept(self: Arc<Self>, listener: TcpListener) {
+    async fn accept(self: Arc<Self>, listener: TcpListener, _permit: OwnedSemaphorePermit) {
         let mut draining = self.shared.draining.clone();
         loop {
             let Ok(own) = Arc::clone(&self.connections).acquire_owned().await else { return };

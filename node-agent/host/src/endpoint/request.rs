@@ -216,7 +216,7 @@ impl Endpoint {
             now => now,
         };
         match now {
-            State::Ready(version) => Ok(self.served.of(&version, &self.component, &self.binding)),
+            State::Ready(version) => Ok(self.served.of(&version, self)),
             State::Failed(reason) => Err(Problem::Unavailable(reason.to_string())),
             State::Preparing(_) => Err(Problem::NotReady),
         }

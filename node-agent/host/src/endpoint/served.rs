@@ -8,10 +8,10 @@ use std::{
 use pillion_protocol::{
     component::{ComponentSpec, Limits},
     digest::Digest,
-    name::Name,
 };
 use wasmtime_wasi_config::WasiConfigVariables;
 
+use super::Endpoint;
 use crate::{
     guest::{Surroundings, logs::Logs, reuse::Reuse},
     outbound::Outbound,
@@ -55,12 +55,12 @@ pub(super) struct Serving {
 pub(super) struct Served(Mutex<Option<Arc<Serving>>>);
 
 impl Served {
-    pub(super) fn of(&self, version: &Arc<Version>, component: &Name, binding: &Name) -> Arc<Serving> {
+    pub(super) fn of(&self, version: &Arc<Version>, endpoint: &Endpoint) -> Arc<Serving> {
         let mut served = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match &*served {
             Some(serving) if Arc::ptr_eq(&serving.version, version) => Arc::clone(serving),
             _ => {
-                let serving = Arc::new(Serving::new(Arc::clone(version), component, binding));
+                let serving = Arc::new(Serving::new(Arc::clone(version), endpoint));
                 *served = Some(Arc::clone(&serving));
                 serving
             }
@@ -69,7 +69,7 @@ impl Served {
 }
 
 impl Serving {
-    fn new(version: Arc<Version>, component: &Name, binding: &Name) -> Self {
+    fn new(version: Arc<Version>, endpoint: &Endpoint) -> Self {
         let ComponentSpec { env, config, limits, allowed_outbound_hosts, instances, .. } = &*version.spec;
         let pairs = |variables: &[pillion_protocol::component::Variable]| {
             variables.iter().map(|v| (v.name.clone(), v.value.clone())).collect::<Vec<_>>()
@@ -78,7 +78,7 @@ impl Serving {
             env: pairs(env),
             config: Arc::new(WasiConfigVariables::from_iter(pairs(config))),
             outbound: Outbound::new(allowed_outbound_hosts),
-            logs: Logs::new(component.as_str(), binding.as_str()),
+            logs: Logs::new(endpoint.component.as_str(), endpoint.binding.as_str(), endpoint.pod.as_ref()),
         };
         let admission = Admission::new(limits.concurrency.get(), limits.queue.get());
         let reuse = Reuse::new(instances.requests_each());

@@ -8,6 +8,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use pillion_protocol::pod::Pod;
 use tokio::io::AsyncWrite;
 use wasmtime_wasi::{
     cli::{IsTerminal, StdoutStream},
@@ -30,6 +31,8 @@ pub struct Logs(Arc<Binding>);
 struct Binding {
     component: String,
     binding: String,
+    /// Its pod's namespace and name, where it has one.
+    pod: Option<(String, String)>,
     allowance: Mutex<Allowance>,
 }
 
@@ -70,10 +73,11 @@ impl Allowance {
 }
 
 impl Logs {
-    /// Logs of `component`, called through `binding`.
-    pub fn new(component: &str, binding: &str) -> Self {
+    /// Logs of `component`, called through `binding`, in `pod`.
+    pub fn new(component: &str, binding: &str, pod: Option<&Pod>) -> Self {
         let allowance = Mutex::new(Allowance::new(Instant::now()));
-        Self(Arc::new(Binding { component: component.into(), binding: binding.into(), allowance }))
+        let pod = pod.map(|pod| (pod.namespace.clone(), pod.name.clone()));
+        Self(Arc::new(Binding { component: component.into(), binding: binding.into(), pod, allowance }))
     }
 
     pub(super) fn stdout(&self) -> Stream {
@@ -85,18 +89,19 @@ impl Logs {
     }
 
     fn line(&self, stream: &'static str, line: &[u8]) {
-        let Binding { component, binding, allowance } = &*self.0;
+        let Binding { component, binding, pod, allowance } = &*self.0;
+        let (namespace, pod) = pod.as_ref().map(|(namespace, pod)| (namespace.as_str(), pod.as_str())).unzip();
         let verdict = allowance.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now());
         let Verdict::Write { dropped } = verdict else { return };
         if dropped > 0 {
-            tracing::warn!(target: "guest", component, binding, dropped, "lines of the guest were dropped: it wrote too many");
+            tracing::warn!(target: "guest", namespace, pod, component, binding, dropped, "lines of the guest were dropped: it wrote too many");
         }
         // Control characters would let a guest write to the terminal of whoever reads the log.
         let text: String = String::from_utf8_lossy(line)
             .chars()
             .map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c })
             .collect();
-        tracing::info!(target: "guest", component, binding, stream, "{text}");
+        tracing::info!(target: "guest", namespace, pod, component, binding, stream, "{text}");
     }
 }
 
@@ -221,7 +226,7 @@ mod tests {
 
     #[test]
     fn lines_are_put_together_and_cut_at_the_longest() {
-        let mut writer = Stream { logs: Logs::new("c", "b"), name: "stdout" }.open();
+        let mut writer = Stream { logs: Logs::new("c", "b", None), name: "stdout" }.open();
         writer.push(b"half a ");
         assert_eq!(writer.partial, b"half a ");
         writer.push(b"line\nnext");

@@ -7,6 +7,7 @@ use pillion_protocol::{
     component::ComponentSpec,
     digest::Digest,
     name::Name,
+    pod::{Pod, PodUid},
     quantity::{ByteSize, Span},
 };
 use serde::{Deserialize, Serialize};
@@ -71,6 +72,8 @@ pub struct Binding {
     pub component: Name,
     /// The port.
     pub port: Port,
+    /// The pod that it is in; `None` on a laptop.
+    pub pod: Option<Pod>,
 }
 
 /// From the supervisor to its worker.
@@ -87,8 +90,12 @@ pub enum ToWorker {
         /// What a worker before this one served of it, to go on with; `None` to read its file.
         served: Option<Digest>,
     },
-    /// A binding; its listeners come as descriptors.
+    /// A component is no more.
+    ComponentGone(Name),
+    /// A binding. Its listeners come as descriptors, and replace those that came for it before.
     Bind(Binding),
+    /// A pod's bindings are no more.
+    Unbind(PodUid),
     /// Everything there is was told.
     Complete,
     /// A compilation ended.

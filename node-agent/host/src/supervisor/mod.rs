@@ -5,10 +5,11 @@
 //! nothing from the network.
 
 pub mod child;
+pub mod keeper;
 pub mod message;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     os::fd::{AsFd, OwnedFd},
     os::unix::net::UnixStream,
     process::Child,
@@ -17,7 +18,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pillion_protocol::{component::ComponentSpec, digest::Digest, name::Name};
+use pillion_protocol::{
+    annotation::Port, component::ComponentSpec, digest::Digest, keeper::ToHost, name::Name, pod::PodUid,
+};
 use pillion_sockets::link::{Incoming, Link};
 
 use self::message::{Binding, Event, FromWorker, Settings, ToWorker};
@@ -45,6 +48,12 @@ pub enum Input {
     Compiled(u32, u64, Result<crate::compiler::facts::Facts, String>),
     /// A component is new or has changed.
     Component(Name, Box<ComponentSpec>),
+    /// A component is no more.
+    ComponentGone(Name),
+    /// A keeper is there: what this node's pods have bound comes from it.
+    KeeperConnected(Link),
+    /// The keeper said something.
+    Keeper(ToHost, Vec<OwnedFd>),
     /// The user, or Kubernetes, asks us to end.
     Terminate,
 }
@@ -82,6 +91,8 @@ pub struct Supervisor {
     /// The number of the current worker: 0 for the first.
     generation: u32,
     terminating: bool,
+    /// What the keeper has told since it connected.
+    told: BTreeSet<(PodUid, Port)>,
     /// Workers in a row that failed before they said anything.
     stillborn: u32,
 }
@@ -95,7 +106,15 @@ struct Worker {
 impl Supervisor {
     /// A supervisor for what is desired. Nothing is started yet.
     pub fn new(desired: Desired) -> Self {
-        Self { desired, inputs: channel(), worker: None, generation: 0, terminating: false, stillborn: 0 }
+        Self {
+            desired,
+            inputs: channel(),
+            worker: None,
+            generation: 0,
+            terminating: false,
+            told: BTreeSet::new(),
+            stillborn: 0,
+        }
     }
 
     /// Where to send what it should react to.
@@ -149,6 +168,12 @@ impl Supervisor {
                     let served = self.desired.components.get(&name).and_then(|known| known.served);
                     self.desired.components.insert(name, Component { spec: *spec, served, changed: true });
                 }
+                Input::ComponentGone(name) => {
+                    self.desired.components.remove(&name);
+                    self.tell(&ToWorker::ComponentGone(name));
+                }
+                Input::KeeperConnected(link) => self.meet_keeper(&link),
+                Input::Keeper(said, descriptors) => self.hear_keeper(said, descriptors),
                 Input::Terminate if self.terminating => {
                     // Asked twice: at once.
                     return self.end_worker();

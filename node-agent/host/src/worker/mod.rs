@@ -8,7 +8,7 @@ mod prepare;
 mod registry;
 
 use std::{
-    collections::VecDeque,
+    collections::{HashMap, VecDeque},
     net::TcpListener,
     os::{fd::AsFd, unix::net::UnixStream},
     sync::{
@@ -19,6 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use pillion_protocol::{annotation::Port, pod::PodUid};
 use pillion_sockets::link::{Incoming, Link};
 use tokio::{
     runtime::{Builder, Handle},
@@ -88,6 +89,8 @@ struct Worker {
     broken: mpsc::UnboundedReceiver<Broken>,
     preparer: Arc<Preparer>,
     registry: Registry,
+    /// What is bound, by pod and port.
+    endpoints: HashMap<(Option<PodUid>, Port), Arc<Endpoint>>,
     /// Components to look up, and to compile: so many at once, the rest waits here. What takes long never holds up what does not.
     to_look_up: VecDeque<Preparation>,
     to_compile: VecDeque<Unprepared>,
@@ -134,6 +137,7 @@ impl Worker {
             broken,
             preparer: Arc::new(Preparer::new(library, link)),
             registry: Registry::default(),
+            endpoints: HashMap::new(),
             to_look_up: VecDeque::new(),
             to_compile: VecDeque::new(),
             looking_up: JoinSet::new(),
@@ -175,11 +179,34 @@ impl Worker {
                 let wanted = self.registry.want(name, Arc::from(spec));
                 self.to_look_up.push_back(Preparation { served, ..wanted });
             }
+            ToWorker::ComponentGone(name) => {
+                for event in self.registry.gone(&name) {
+                    self.preparer.report(event);
+                }
+            }
+            ToWorker::Unbind(pod) => {
+                self.registry.unbind(&pod);
+                self.endpoints.retain(|(of, _), endpoint| {
+                    let stays = of.as_ref() != Some(&pod);
+                    if !stays {
+                        endpoint.close();
+                    }
+                    stays
+                });
+            }
             ToWorker::Bind(binding) => {
-                let state = self.registry.bind(binding.clone());
-                let endpoint =
-                    Endpoint::new(binding.name, binding.component, binding.port, state, Arc::clone(&self.shared));
-                let endpoint = Arc::new(endpoint);
+                let key = (binding.pod.as_ref().map(|pod| pod.uid.clone()), binding.port);
+                let endpoint = match self.endpoints.get(&key) {
+                    Some(known) => {
+                        known.stop_listening();
+                        Arc::clone(known)
+                    }
+                    None => {
+                        let state = self.registry.bind(binding.clone());
+                        let endpoint = Endpoint::new(binding.clone(), state, Arc::clone(&self.shared));
+                        Arc::clone(self.endpoints.entry(key).or_insert(Arc::new(endpoint)))
+                    }
+                };
                 let _front = self.front.enter();
                 for descriptor in incoming.descriptors {
                     if let Err(error) = endpoint.listen(TcpListener::from(descriptor)) {

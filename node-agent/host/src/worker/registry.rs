@@ -5,6 +5,7 @@ use std::{collections::HashMap, sync::Arc, time::Instant};
 use pillion_protocol::{
     component::{ComponentSpec, Limits},
     name::Name,
+    pod::PodUid,
 };
 use tokio::sync::watch;
 
@@ -18,6 +19,8 @@ use crate::{
 #[derive(Default)]
 pub(super) struct Registry {
     components: HashMap<Name, Known>,
+    /// Everything that is wanted was told: a component that is not known now is known not to be.
+    complete: bool,
 }
 
 struct Known {
@@ -39,6 +42,12 @@ struct Wanted {
 impl Known {
     fn new(state: State) -> Self {
         Self { state: watch::Sender::new(state), bindings: Vec::new(), wanted: None, made_here: false }
+    }
+
+    fn fail_unknown(&self, name: &Name) -> Vec<Event> {
+        let failure = Failure { reason: Reason::Unknown, message: unknown(name) };
+        self.state.send_replace(State::Failed(failure.message.as_str().into()));
+        self.bindings.iter().map(|binding| failed(binding, &failure)).collect()
     }
 }
 
@@ -77,20 +86,32 @@ impl Registry {
     pub(super) fn bind(&mut self, binding: Binding) -> watch::Receiver<State> {
         let hold = State::Preparing(Limits::default().head_timeout.get().get());
         let known = self.components.entry(binding.component.clone()).or_insert_with(|| Known::new(hold));
+        if self.complete && known.wanted.is_none() {
+            known.state.send_replace(State::Failed(unknown(&binding.component).into()));
+        }
         known.bindings.push(binding);
         known.state.subscribe()
     }
 
+    /// A pod's bindings are no more.
+    pub(super) fn unbind(&mut self, pod: &PodUid) {
+        for known in self.components.values_mut() {
+            known.bindings.retain(|binding| binding.pod.as_ref().is_none_or(|of| of.uid != *pod));
+        }
+    }
+
+    /// A component is no more. Requests in flight finish on what they began with.
+    pub(super) fn gone(&mut self, name: &Name) -> Vec<Event> {
+        let Some(known) = self.components.get_mut(name) else { return Vec::new() };
+        known.wanted = None;
+        known.fail_unknown(name)
+    }
+
     /// Everything that is wanted was told: what is bound and not wanted is unknown.
     pub(super) fn complete(&mut self) -> Vec<Event> {
-        let mut events = Vec::new();
-        for (name, known) in self.components.iter().filter(|(_, known)| known.wanted.is_none()) {
-            let message = format!("there is no component {name:?}");
-            known.state.send_replace(State::Failed(message.as_str().into()));
-            let failure = Failure { reason: Reason::Unknown, message };
-            events.extend(known.bindings.iter().map(|binding| failed(binding, &failure)));
-        }
-        events
+        self.complete = true;
+        let unknown = self.components.iter().filter(|(_, known)| known.wanted.is_none());
+        unknown.flat_map(|(name, known)| known.fail_unknown(name)).collect()
     }
 
     /// Takes in what became of a preparation; gives what people want to know of it.
@@ -136,8 +157,12 @@ impl Registry {
     }
 }
 
+fn unknown(component: &Name) -> String {
+    format!("there is no component {component:?}")
+}
+
 fn event(binding: &Binding, preparation: &Preparation, result: &Result<Outcome, Failure>) -> Event {
-    let Binding { name, component, port } = binding.clone();
+    let Binding { name, component, port, .. } = binding.clone();
     match result {
         Ok(Outcome { version, compiled }) => Event::Ready {
             component,
@@ -153,7 +178,7 @@ fn event(binding: &Binding, preparation: &Preparation, result: &Result<Outcome, 
 }
 
 fn failed(binding: &Binding, failure: &Failure) -> Event {
-    let Binding { name, component, port } = binding.clone();
+    let Binding { name, component, port, .. } = binding.clone();
     Event::Failed { component, binding: name, port, reason: failure.reason, message: failure.message.clone() }
 }
 
@@ -163,7 +188,7 @@ mod tests {
 
     fn binding(component: &str, port: u16) -> Binding {
         let name: Name = component.parse().unwrap();
-        Binding { name: name.clone(), component: name, port: port.try_into().unwrap() }
+        Binding { name: name.clone(), component: name, port: port.try_into().unwrap(), pod: None }
     }
 
     fn spec() -> Arc<ComponentSpec> {

@@ -1,0 +1,95 @@
+//! `pillion host`: the node's host. Components come from a folder, endpoints from the keeper.
+
+use std::{collections::BTreeSet, path::PathBuf, process::ExitCode};
+
+use pillion_protocol::{
+    name::Name,
+    quantity::{ByteSize, Span},
+};
+
+use super::run::{terminate_on_signals, watched};
+use crate::{
+    catalog::{CatalogError, Components, folder, watch},
+    store::Store,
+    supervisor::{
+        self, Desired, Input, Supervisor, keeper,
+        message::{Event, Log, LogFormat, Settings},
+    },
+};
+
+/// Serves the pods of a node: components from a folder, endpoints from the keeper.
+#[derive(clap::Args)]
+#[command(after_help = "Example:
+  pillion host --catalog /etc/pillion/catalog --store /var/lib/pillion/host
+
+It needs no capability. SIGTERM ends requests in flight first and removes nothing.")]
+pub(super) struct Host {
+    /// A folder of component resources (apiVersion pillion.dev/v1alpha1); changes in it are followed
+    #[arg(long, value_name = "DIR", env = "PILLION_CATALOG")]
+    catalog: PathBuf,
+    /// The keeper's socket for the host
+    #[arg(long, value_name = "PATH", default_value = "/run/pillion/host/keeper.sock", env = "PILLION_HOST_SOCKET")]
+    keeper_socket: PathBuf,
+    /// Where components and their native code are kept
+    #[arg(long, value_name = "DIR", default_value = "/var/lib/pillion/host", env = "PILLION_STORE")]
+    store: PathBuf,
+    /// Memory for all guests together, for example 2Gi [default: four fifths of what the cgroup allows or the machine has]
+    #[arg(long, value_name = "SIZE")]
+    memory: Option<ByteSize>,
+    /// How long requests in flight may take when it ends
+    #[arg(long, value_name = "DURATION", default_value = "30s")]
+    drain_timeout: Span,
+    /// Which log lines are written, as JSON to standard error, for example "debug"
+    #[arg(long, value_name = "FILTER", env = "PILLION_LOG")]
+    log: Option<String>,
+}
+
+/// The catalog in `folder`; one without components is a catalog too.
+fn read(folder: &PathBuf) -> Result<Components, CatalogError> {
+    match folder::read(std::slice::from_ref(folder)) {
+        Err(CatalogError::EmptyFolder(_)) => Ok(Components::new()),
+        read => read,
+    }
+}
+
+impl Host {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        let log = Log { format: LogFormat::Json, filter: self.log.clone() };
+        log.start();
+        supervisor::raise_descriptor_limit();
+        let components = read(&self.catalog)?;
+        Store::open(&self.store)?;
+        let settings = Settings { store: self.store, memory: self.memory, drain_timeout: self.drain_timeout, log };
+        let files = [self.catalog.clone()];
+        let follow = watched(&files, &components);
+        let mut names: BTreeSet<Name> = components.keys().cloned().collect();
+        let components = components.into_iter().map(|(name, entry)| (name, entry.spec.into())).collect();
+        let supervisor = Supervisor::new(Desired { settings, components, bindings: Vec::new() });
+        terminate_on_signals(supervisor.inputs())?;
+        let inputs = supervisor.inputs();
+        watch::watch(follow, move || match read(&self.catalog) {
+            Ok(components) => {
+                let now: BTreeSet<Name> = components.keys().cloned().collect();
+                for name in names.difference(&now) {
+                    _ = inputs.send(Input::ComponentGone(name.clone()));
+                }
+                names = now;
+                let follow = watched(&files, &components);
+                for (name, entry) in components {
+                    _ = inputs.send(Input::Component(name, Box::new(entry.spec)));
+                }
+                Some(follow)
+            }
+            Err(error) => {
+                tracing::error!(%error, "the catalog cannot be read: everything is served as it was");
+                None
+            }
+        })?;
+        keeper::follow(self.keeper_socket, supervisor.inputs())?;
+        supervisor.run(|event| {
+            let event = serde_json::to_string::<Event>(&event).unwrap_or_default();
+            tracing::info!(event, "what became of a component or a binding");
+        })?;
+        Ok(ExitCode::SUCCESS)
+    }
+}

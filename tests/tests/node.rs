@@ -1,0 +1,154 @@
+//! A node: pods reach components at their localhost, through whatever dies on the way.
+
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use pillion_tests::{
+    Component,
+    netns::Netns,
+    node::{Node, Sandbox},
+    process,
+};
+use rustix::process::Signal;
+
+const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
+
+/// A node whose catalog has `hello`, `faults` and `env`, with keeper and host.
+fn node() -> Result<Node> {
+    let mut node = Node::with_keeper()?;
+    node.add(&Component::guest("hello", "hello-wasip2")?)?;
+    node.add(&Component::guest("faults", "faults-p2")?)?;
+    node.add(&Component::guest("late", "faults-p3")?)?;
+    node.start_host()?;
+    Ok(node)
+}
+
+/// Tries until it works: what is bound is told to the host while the plugin's answer is on its way.
+fn eventually(what: &str, attempt: impl Fn() -> Result<()>) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        match attempt() {
+            Err(error) if Instant::now() > end => return Err(error.context(format!("not within 20 s: {what}"))),
+            Err(_) => thread::sleep(Duration::from_millis(10)),
+            Ok(()) => return Ok(()),
+        }
+    }
+}
+
+fn says(netns: &Netns, address: IpAddr, port: u16, path: &str, expected: &str) -> Result<()> {
+    let answer = netns.get(address, port, path)?;
+    ensure!(answer.contains(expected), "{address} {port}{path}: {answer}");
+    Ok(())
+}
+
+#[test]
+fn a_pod_reaches_three_components_at_its_localhost_and_nobody_else_does() -> Result<()> {
+    let node = node()?;
+    let (netns, other) = (Netns::with_loopback(node.folder(), "a")?, Netns::with_loopback(node.folder(), "b")?);
+    let sandbox = Sandbox::new("cart-0", "c1", &netns, "hello=8081, faults=8082, late=8083");
+    assert!(node.cni("ADD", &sandbox)?.success);
+    for address in [V4, V6] {
+        for port in 8081..=8083 {
+            says(&netns, address, port, "/hello", "hello\n")?;
+        }
+    }
+    assert_eq!(other.accepts(8081), (false, false));
+    says(&netns, V4, 8082, "/log?lines=1&bytes=9", "HTTP/1.1 200")?;
+    let named = r#""namespace":"shop","pod":"cart-0","component":"faults","binding":"faults""#;
+    eventually("a log line that names the pod", || {
+        ensure!(node.log().contains(named), "{}", node.log());
+        Ok(())
+    })?;
+    assert!(node.cni("DEL", &sandbox)?.success);
+    eventually("the end of the endpoints, on both sides", || {
+        ensure!(netns.accepts(8081) == (false, false), "it accepts");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_component_that_is_not_known_is_said_so_until_it_is() -> Result<()> {
+    let node = node()?;
+    let netns = Netns::with_loopback(node.folder(), "a")?;
+    assert!(node.cni("ADD", &Sandbox::new("cart-0", "c1", &netns, "clock=8081"))?.success, "it binds all the same");
+    let expected = "there is no component \\\"clock\\\"";
+    eventually("an answer that names it", || says(&netns, V4, 8081, "/", expected))?;
+    node.add(&Component::guest("clock", "hello-wasip2")?)?;
+    eventually("the component", || says(&netns, V4, 8081, "/", "hello\n"))
+}
+
+#[test]
+fn what_dies_is_not_noticed_by_who_connects() -> Result<()> {
+    let mut node = node()?;
+    let netns = Netns::with_loopback(node.folder(), "a")?;
+    assert!(node.cni("ADD", &Sandbox::new("cart-0", "c1", &netns, "hello=8081"))?.success);
+    says(&netns, V4, 8081, "/", "hello\n")?;
+
+    let worker = node.worker()?;
+    process::signal(worker, Signal::KILL)?;
+    eventually("the end of the worker", || {
+        ensure!(!process::runs(worker), "it runs");
+        Ok(())
+    })?;
+    says(&netns, V4, 8081, "/", "hello\n")?;
+
+    node.kill_keeper()?;
+    says(&netns, V6, 8081, "/", "hello\n")?;
+    node.start_keeper()?;
+    eventually("listeners that the host hands back", || {
+        let held = process::sockets(node.keeper()?)?;
+        ensure!(held >= 6, "the keeper holds {held} sockets: two of its own, two of the host's, and two listeners");
+        Ok(())
+    })?;
+
+    node.kill_host()?;
+    let queued: Vec<_> = (0..20).map(|_| netns.connect(V4, 8081)).collect::<Result<_>>()?;
+    node.start_host()?;
+    for mut stream in queued {
+        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        assert!(answer.ends_with("hello\n"), "{answer:?}");
+    }
+
+    let other = Netns::with_loopback(node.folder(), "b")?;
+    assert!(node.cni("ADD", &Sandbox::new("cart-1", "c2", &other, "hello=8081"))?.success);
+    says(&other, V6, 8081, "/", "hello\n")
+}
+
+#[test]
+fn a_pod_that_goes_while_the_host_is_away_is_not_served_by_the_next_one() -> Result<()> {
+    let mut node = node()?;
+    let netns = Netns::with_loopback(node.folder(), "a")?;
+    let sandbox = Sandbox::new("cart-0", "c1", &netns, "hello=8081");
+    assert!(node.cni("ADD", &sandbox)?.success);
+    says(&netns, V4, 8081, "/", "hello\n")?;
+    node.kill_host()?;
+    assert!(node.cni("DEL", &sandbox)?.success);
+    node.start_host()?;
+    assert!(node.cni("ADD", &Sandbox::new("cart-1", "c2", &netns, "faults=8081"))?.success);
+    eventually("the other pod's component", || says(&netns, V4, 8081, "/no-response", "no-response"))
+}
+
+#[test]
+fn every_thread_is_at_home_when_it_does_nothing() -> Result<()> {
+    let node = node()?;
+    let netns = Netns::with_loopback(node.folder(), "a")?;
+    assert!(node.cni("ADD", &Sandbox::new("cart-0", "c1", &netns, "hello=8081"))?.success);
+    says(&netns, V4, 8081, "/", "hello\n")?;
+    let own = std::fs::read_link("/proc/self/ns/net")?;
+    for process in [node.worker()?, node.keeper()?] {
+        for task in std::fs::read_dir(format!("/proc/{process}/task"))? {
+            let namespace = std::fs::read_link(task?.path().join("ns/net"))?;
+            assert_eq!(namespace, own);
+        }
+    }
+    Ok(())
+}
