@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::Context;
-use pillion_protocol::{digest::Digest, quantity::ByteSize};
+use pillion_protocol::{component::Limits, digest::Digest, quantity::ByteSize};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
@@ -67,7 +67,10 @@ impl Seen {
             println!("  world    {world}");
         }
         if let Some(Interfaces { imports, exports, memory_minimum }) = &self.interfaces {
-            println!("  memory   at least {}", ByteSize::bytes(*memory_minimum));
+            let (needs, default) = (ByteSize::bytes(*memory_minimum), Limits::default().memory.get());
+            let above = needs > default;
+            let note = if above { format!(": set limits.memory, its default is {default}") } else { String::new() };
+            println!("  memory   at least {needs}{note}");
             for export in exports {
                 println!("  exports  {export}");
             }

@@ -59,7 +59,7 @@ pub(super) struct Run {
     /// [default: all of them, from port 8080 on]
     #[arg(long, value_name = "NAME=PORT, …")]
     sidecars: Option<Sidecars>,
-    /// Serves new versions when files change; requests in flight finish on the old ones
+    /// Serves new versions when files change; requests in flight finish on the old ones. Which components are bound stays as it is
     #[arg(long)]
     watch: bool,
     /// Addresses to listen on [default: 127.0.0.1 and, where there is IPv6, ::1]
@@ -91,9 +91,18 @@ struct Asked {
 }
 
 impl Run {
+    /// Resources, and short forms. `-f` takes all that comes behind it: what can only be a short form is one.
+    fn sources(&self) -> (Vec<PathBuf>, Vec<String>) {
+        let is_short = |file: &PathBuf| !file.exists() && file.to_str().is_some_and(|text| folder::short(text).is_ok());
+        let (shorts, files): (Vec<_>, Vec<_>) = self.files.iter().cloned().partition(is_short);
+        let shorts = shorts.iter().map(|text| text.to_string_lossy().into_owned());
+        (files, self.components.iter().cloned().chain(shorts).collect())
+    }
+
     /// Reads files and arguments.
     fn asked(&self) -> Result<Asked, CatalogError> {
-        let mut components = folder::read(&self.files)?;
+        let (files, shorts) = self.sources();
+        let mut components = folder::read(&files)?;
         let mut ports: Vec<(Name, Option<Port>)> = Vec::new();
         match &self.sidecars {
             Some(sidecars) => {
@@ -107,7 +116,7 @@ impl Run {
             }
             None => ports.extend(components.keys().map(|name| (name.clone(), None))),
         }
-        for text in &self.components {
+        for text in &shorts {
             let (name, entry, port) = folder::short(text)?;
             if let Some((first, _)) = ports.iter().find(|(_, taken)| *taken == Some(port)) {
                 return Err(CatalogError::PortTwice { port, first: first.clone(), second: name });
@@ -147,7 +156,7 @@ impl Run {
             return Ok(ExitCode::FAILURE);
         }
         let bound: BTreeSet<_> = bindings.iter().map(|(binding, _)| binding.component.clone()).collect();
-        let watched = self.watch.then(|| self::watched(&self.files, &components));
+        let watched = self.watch.then(|| self::watched(&self.sources().0, &components));
         let components = components
             .into_iter()
             .filter(|(name, _)| bound.contains(name))
@@ -182,7 +191,7 @@ impl Run {
 
     /// Reads everything again whenever a file changes, and tells the supervisor what is bound and there.
     fn start_watching(&self, watched: Watched, bound: BTreeSet<Name>, inputs: Sender<Input>) -> anyhow::Result<()> {
-        let (files, shorts) = (self.files.clone(), self.components.clone());
+        let (files, shorts) = self.sources();
         watch::watch(watched, move || {
             let read = || {
                 let mut components = folder::read(&files)?;
@@ -336,7 +345,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let yaml = "apiVersion: pillion.dev/v1alpha1\nkind: Component\nmetadata: {name: a}\nspec: {image: ./a.wasm}\n";
         std::fs::write(folder.path().join("a.yaml"), yaml).unwrap();
-        let asked = asked(&["-f", folder.path().to_str().unwrap(), "--", "x.wasm=8080"]).unwrap();
+        let asked = asked(&["-f", folder.path().to_str().unwrap(), "x.wasm=8080"]).unwrap();
         let ports: Vec<_> = asked.ports.iter().map(|(name, port)| (name.as_str(), port.map(Port::get))).collect();
         assert_eq!(ports, [("x", Some(8080)), ("a", None)]);
     }
