@@ -115,8 +115,9 @@ mod tests {
 
     #[test]
     fn what_arrives_is_checked() {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = free.local_addr().unwrap().port();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        // Asked for by its number, as all of ours are: only then a socket keeps its port when it is shut down.
+        let free = open(IpAddr::V4(Ipv4Addr::LOCALHOST), port).unwrap();
         let cookie = sys::netns_cookie(&free).unwrap();
         assert!(check(&free, port, cookie).is_ok());
         assert!(matches!(check(&free, port, cookie + 1), Err(Wrong::Namespace)));
