@@ -160,10 +160,12 @@ impl Keeper {
         }
         let uid = add.pod.uid.clone();
         let known = self.pods.remove(&uid);
+        let before = known.as_ref().map(Pod::descriptors);
         let same =
             |pod: &Pod| pod.add.sandbox == add.sandbox && pod.netns.id == netns.id && pod.add.sidecars == add.sidecars;
+        let same_as_before = known.as_ref().is_some_and(same);
         let mut pod = match known {
-            Some(pod) if same(&pod) => pod,
+            Some(pod) if same_as_before => pod,
             Some(old) => {
                 // Another sandbox, or other sidecars: what was there is closed first, on both sides.
                 self.close(old);
@@ -182,6 +184,11 @@ impl Keeper {
             }
         }
         let settled = pod.is_whole(&self.entrance);
+        // Asked again, as while `lo` is down, with nothing new: there is nothing to tell or to write.
+        if same_as_before && before == Some(pod.descriptors()) {
+            self.pods.insert(uid, pod);
+            return Ok(settled);
+        }
         self.tell_of(&pod);
         let (name, namespace, sidecars) = (&pod.add.pod.name, &pod.add.pod.namespace, pod.add.sidecars.to_string());
         tracing::info!(namespace, pod = name, sandbox = %pod.add.sandbox, sidecars, "bound");
@@ -332,6 +339,11 @@ impl Pod {
         let ports: BTreeSet<Port> =
             self.listeners.iter().filter(|(_, listeners)| whole(listeners)).map(|(port, _)| *port).collect();
         Observed { vanished: !self.netns.is_at(&self.add.netns), whole: ports }
+    }
+
+    /// How many listeners it has.
+    fn descriptors(&self) -> usize {
+        self.listeners.values().map(|listeners| listeners.descriptors().len()).sum()
     }
 
     fn is_whole(&self, entrance: &Entrance) -> bool {

@@ -12,7 +12,7 @@ use pillion_keeper::{
     plugin,
     state::StateFile,
 };
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use pillion_sockets::listen;
 use signal_hook::{
     consts::{SIGINT, SIGTERM},
     iterator::Signals,
@@ -52,8 +52,7 @@ fn main() -> ExitCode {
 }
 
 fn run(config: &Config) -> anyhow::Result<()> {
-    let limit = getrlimit(Resource::Nofile);
-    _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    listen::raise_descriptor_limit();
     tracing::info!(?config, "the keeper starts");
     let entrance = Entrance::start()?;
     let keeper = Keeper::new(entrance, StateFile::open(&config.state)?)?;

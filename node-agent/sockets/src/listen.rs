@@ -37,6 +37,13 @@ pub fn open(address: IpAddr, port: u16) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// Raises the soft limit on descriptors to the hard one, for this process and those that it starts: every listener is one.
+pub fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}
+
 /// Why a descriptor is not the listener that it should be.
 #[derive(Debug, thiserror::Error)]
 pub enum Wrong {

@@ -6,13 +6,14 @@ use pillion_protocol::{
     name::Name,
     quantity::{ByteSize, Span},
 };
+use pillion_sockets::listen;
 
 use super::run::{terminate_on_signals, watched};
 use crate::{
     catalog::{CatalogError, Components, folder, watch},
     store::Store,
     supervisor::{
-        self, Desired, Input, Supervisor, keeper,
+        Desired, Input, Supervisor, keeper,
         message::{Event, Log, LogFormat, Settings},
     },
 };
@@ -56,7 +57,7 @@ impl Host {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let log = Log { format: LogFormat::Json, filter: self.log.clone() };
         log.start();
-        supervisor::raise_descriptor_limit();
+        listen::raise_descriptor_limit();
         let components = read(&self.catalog)?;
         Store::open(&self.store)?;
         let settings = Settings { store: self.store, memory: self.memory, drain_timeout: self.drain_timeout, log };

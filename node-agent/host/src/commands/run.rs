@@ -32,7 +32,7 @@ use crate::{
     },
     store::Store,
     supervisor::{
-        self, Desired, Input, Supervisor,
+        Desired, Input, Supervisor,
         message::{Binding, Event, Log, LogFormat, Reason, Settings},
     },
 };
@@ -138,7 +138,7 @@ impl Run {
         Store::open(&store)?;
         let asked_for = ports.len();
         let mut output = Written::new(self.output, asked_for);
-        supervisor::raise_descriptor_limit();
+        listen::raise_descriptor_limit();
         let listeners = Listeners::new(&self.address);
         let mut bindings = Vec::new();
         for (name, port) in ports {

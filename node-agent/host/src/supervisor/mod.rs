@@ -31,13 +31,6 @@ const CRASH_LOOP: Duration = Duration::from_secs(1);
 /// So many workers in a row that fail before they say anything are a fault that the next one will not mend.
 const STILLBORN: u32 = 5;
 
-/// Raises the soft limit on descriptors to the hard one, for this process and its worker: every listener is one.
-pub fn raise_descriptor_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
-}
-
 /// What the supervisor reacts to.
 pub enum Input {
     /// The worker said something; the number says which worker.
