@@ -138,6 +138,19 @@ impl Sidecars {
     pub fn iter(&self) -> std::slice::Iter<'_, Sidecar> {
         self.0.iter()
     }
+
+    /// One more at the end, unless its name or port is there already.
+    pub fn push(&mut self, sidecar: Sidecar) {
+        if !self.0.iter().any(|known| known.name == sidecar.name || known.port == sidecar.port) {
+            self.0.push(sidecar);
+        }
+    }
+}
+
+impl From<Sidecar> for Sidecars {
+    fn from(sidecar: Sidecar) -> Self {
+        Self(vec![sidecar])
+    }
 }
 
 impl TryFrom<String> for Sidecars {

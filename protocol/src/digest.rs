@@ -22,6 +22,11 @@ impl Digest {
         Self(bytes)
     }
 
+    /// The SHA-256's bytes.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
     /// The 64 hexadecimal digits without `sha256:`: a file name that cannot leave its folder.
     pub fn to_hex(self) -> String {
         hex::encode(self.0)

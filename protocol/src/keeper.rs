@@ -1,7 +1,8 @@
-//! What is said to the keeper, and what it answers: by the CNI plugin for each pod, and to the host for each endpoint.
+//! What is said to the keeper, and what it answers: by the CNI plugin for each pod, to the host for each endpoint, and between two
+//! keepers when one takes the other's place.
 //!
-//! Messages are JSON, at most [`MAX_MESSAGE`] bytes long, with descriptors beside them. The plugin and the keeper may be of
-//! different versions while a node is upgraded, so each request says which words it uses.
+//! Messages are JSON, at most [`MAX_MESSAGE`] bytes long, with descriptors beside them. Who talks may be of different versions while
+//! a node is upgraded, so each conversation begins with the version of its words.
 
 use std::{path::PathBuf, str::FromStr};
 
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     annotation::{Port, Sidecars},
     name::{Name, shown},
-    pod::{Pod, SandboxId},
+    pod::{Pod, PodUid, SandboxId},
 };
 
 /// The version of these words.
@@ -52,7 +53,7 @@ impl FromStr for Wait {
     }
 }
 
-/// A request of the plugin.
+/// A request of the plugin, of a newer keeper, or of a person.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {
     /// [`VERSION`] of who asks.
@@ -61,7 +62,7 @@ pub struct Request {
     pub call: Call,
 }
 
-/// What the plugin asks for.
+/// What is asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Call {
@@ -72,6 +73,13 @@ pub enum Call {
         /// The sandbox.
         sandbox: SandboxId,
     },
+    /// Give everything to a keeper of this generation, if that is newer. What follows is told in [`ToSuccessor`].
+    Handover {
+        /// The generation of who asks.
+        generation: u64,
+    },
+    /// How the keeper is.
+    Status,
 }
 
 /// A pod's endpoints.
@@ -90,7 +98,7 @@ pub struct Add {
     pub wait: Wait,
 }
 
-/// What the keeper answers to the plugin.
+/// What the keeper answers.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Answer {
@@ -98,19 +106,59 @@ pub enum Answer {
     Done,
     /// It cannot be done; the text is for people.
     Refused(String),
+    /// How the keeper is.
+    Status(Status),
 }
+
+/// How a keeper is that holds this node's endpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// Its generation: the keeper of a newer pod has a higher one.
+    pub generation: u64,
+    /// Pods with endpoints.
+    pub pods: usize,
+    /// Listeners that are held: up to two for each endpoint.
+    pub listeners: usize,
+    /// The most listeners that keeper and host can hold, by their limits on descriptors.
+    pub listeners_max: usize,
+    /// Hosts that are connected: two while one is replaced.
+    pub hosts: usize,
+}
+
+/// What a keeper tells its successor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ToSuccessor {
+    /// An endpoint. Its listeners come as descriptors.
+    Held(Endpoint),
+    /// A host. Its connection comes as a descriptor; the host hears of that when the successor has [`Taken`] everything.
+    Host,
+    /// That was all. One descriptor: the lock that says who holds this node's endpoints.
+    Complete,
+    /// Nothing is given; the text is for people.
+    Refused(String),
+}
+
+/// What a successor says when it holds everything: from now on it is the keeper.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taken;
 
 /// An endpoint: a component at a port of a pod's localhost.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
     /// The pod.
     pub pod: Pod,
+    /// Its sandbox.
+    pub sandbox: SandboxId,
+    /// Where its network namespace is.
+    pub netns: PathBuf,
+    /// The cookie of the network namespace, to check listeners by.
+    pub netns_cookie: u64,
     /// The component's name, as the annotation has it.
     pub name: Name,
     /// The port.
     pub port: Port,
-    /// The cookie of the network namespace, to check listeners by.
-    pub netns_cookie: u64,
 }
 
 /// From the keeper to the host.
@@ -119,20 +167,69 @@ pub struct Endpoint {
 pub enum ToHost {
     /// Serve this endpoint. Its listeners come as descriptors, and replace those that came for it before.
     Bind(Endpoint),
-    /// A pod's endpoints are no more.
-    Unbind(Pod),
+    /// An endpoint is no more.
+    Unbind {
+        /// The pod.
+        pod: PodUid,
+        /// The port.
+        port: Port,
+    },
+    /// A pod that is [`FromHost::Desired`] cannot have an endpoint, or none at all; it is tried again.
+    Failed {
+        /// The pod.
+        pod: Pod,
+        /// Why, for people.
+        why: String,
+    },
     /// Everything that is bound now was told.
     Complete,
+    /// Another keeper is there. One descriptor: the connection to it, which takes the place of this one.
+    Moved,
 }
 
 /// From the host to the keeper.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FromHost {
+    /// The first message.
+    Hello {
+        /// [`VERSION`] of the host.
+        version: u32,
+        /// The most listeners that it can take.
+        listeners_max: usize,
+    },
     /// The host still holds these listeners, from a keeper before this one. They come as descriptors.
     Held(Endpoint),
     /// That was all: the keeper may tell what is bound.
     Complete,
+    /// What became of a component that is bound.
+    Component {
+        /// Its name.
+        name: Name,
+        /// What became of it.
+        fate: Fate,
+    },
+    /// A pod should have these endpoints, whether the CNI plugin is asked for it or not. That a pod is not named ends nothing.
+    Desired {
+        /// The pod.
+        pod: Pod,
+        /// Its endpoints.
+        sidecars: Sidecars,
+        /// Where its network namespace may be. It is believed only if the pod's processes are there.
+        netns: Option<PathBuf>,
+    },
+    /// A pod has ended, or should have no endpoints any more.
+    Ended(PodUid),
+}
+
+/// What became of a component.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fate {
+    /// It is compiled and answers.
+    Ready,
+    /// It cannot be served; the text is for people.
+    Failed(String),
 }
 
 #[cfg(test)]

@@ -77,6 +77,18 @@ impl Component {
         self
     }
 
+    /// Of a copy of its file in `folder`.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be copied.
+    pub fn copied_to(mut self, folder: &std::path::Path) -> Result<Self> {
+        let copy = folder.join(format!("{}.wasm", self.name));
+        std::fs::copy(&self.image, &copy)?;
+        self.image = copy;
+        Ok(self)
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.name

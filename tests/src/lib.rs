@@ -3,8 +3,10 @@
 //! | module | holds |
 //! |---|---|
 //! | [`client`] | callers: HTTP/1.1 and HTTP/2, from hyper |
+//! | [`cluster`] | a cluster of one node: Kubernetes' API server and kubelet, containerd, runc |
 //! | [`component`] | components, as YAML |
 //! | [`host`] | the program, running: its events, its log, its processes |
+//! | [`load`] | callers in great number: wrk |
 //! | [`netns`] | network namespaces, as runtimes make them for pods |
 //! | [`node`] | a node without a cluster: a keeper, and the CNI plugin |
 //! | [`pattern`] | long bodies that are checked without being held |
@@ -21,8 +23,10 @@
 #![forbid(unsafe_code)]
 
 pub mod client;
+pub mod cluster;
 pub mod component;
 pub mod host;
+pub mod load;
 pub mod netns;
 pub mod node;
 pub mod pattern;

@@ -1,8 +1,13 @@
 //! A node without a cluster: a keeper, a host, and the CNI plugin started as a runtime does.
 
 use std::{
-    fs::File,
+    ffi::{OsStr, OsString},
+    fs::{File, Permissions},
     io::Write,
+    os::{
+        fd::AsRawFd,
+        unix::{fs::PermissionsExt, process::CommandExt},
+    },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -18,11 +23,40 @@ use crate::{Component, netns::Netns, process, program};
 /// Longer than a keeper takes to start.
 const START: Duration = Duration::from_secs(10);
 
-/// A node's folders, with a keeper if one was started.
+/// The user that hosts run as.
+pub const HOST: u32 = 65_532;
+
+/// A node's folders, with what was started on it.
 pub struct Node {
     folder: TempDir,
+    /// The pod of the agent: the one that is there, or the newer of two.
+    agent: Agent,
+}
+
+/// What runs in one pod of the agent. It is killed when it is dropped.
+pub struct Agent {
+    number: u32,
     keeper: Option<Child>,
     host: Option<Child>,
+}
+
+impl Agent {
+    fn new(number: u32) -> Self {
+        Self { number, keeper: None, host: None }
+    }
+
+    fn folder(&self, node: &Path) -> PathBuf {
+        node.join(format!("agent-{}", self.number))
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        for mut process in [self.host.take(), self.keeper.take()].into_iter().flatten() {
+            _ = process.kill();
+            _ = process.wait();
+        }
+    }
 }
 
 /// What a plugin said.
@@ -69,7 +103,9 @@ impl Node {
     pub fn new() -> Result<Self> {
         let folder = TempDir::new()?;
         std::fs::create_dir(folder.path().join("catalog"))?;
-        Ok(Self { folder, keeper: None, host: None })
+        // The host is another user.
+        std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755))?;
+        Ok(Self { folder, agent: Agent::new(0) })
     }
 
     /// A node with a keeper.
@@ -93,6 +129,11 @@ impl Node {
         self.folder.path().join("keeper/cni.sock")
     }
 
+    /// The socket of the host.
+    pub fn host_socket(&self) -> PathBuf {
+        self.agent.folder(self.folder.path()).join("keeper.sock")
+    }
+
     /// What keeper and host logged.
     pub fn log(&self) -> String {
         let read = |name: &str| std::fs::read_to_string(self.folder.path().join(name)).unwrap_or_default();
@@ -105,8 +146,9 @@ impl Node {
     ///
     /// It cannot be written.
     pub fn add(&self, component: &Component) -> Result<()> {
-        let file = self.folder.path().join("catalog").join(format!("{}.yaml", component.name()));
-        Ok(std::fs::write(file, component.yaml())?)
+        let catalog = self.folder.path().join("catalog");
+        let component = component.clone().copied_to(self.folder.path())?;
+        Ok(std::fs::write(catalog.join(format!("{}.yaml", component.name())), component.yaml())?)
     }
 
     /// Starts a host, in the place of the one before.
@@ -118,14 +160,17 @@ impl Node {
         self.kill_host()?;
         let at = |name: &str| self.folder.path().join(name);
         let log = File::options().create(true).append(true).open(at("host.log"))?;
-        let mut command = Command::new(program::binary()?);
+        // By its descriptor: the folders that lead to it may be closed to that user.
+        let program = File::open(program::binary()?)?;
+        let mut command = Command::new(format!("/proc/self/fd/{}", program.as_raw_fd()));
+        command.arg0("pillion").uid(HOST).gid(HOST).current_dir("/");
         for variable in program::VARIABLES {
             command.env_remove(variable);
         }
-        command.arg("host").arg("--catalog").arg(at("catalog")).arg("--keeper-socket").arg(at("host/keeper.sock"));
-        command.arg("--store").arg(crate::place::shared_store()?);
+        command.arg("host").arg("--catalog").arg(at("catalog")).arg("--keeper-socket").arg(self.host_socket());
+        command.arg("--store").arg(crate::place::host_store(HOST)?);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        self.host = Some(command.spawn()?);
+        self.agent.host = Some(command.spawn()?);
         Ok(())
     }
 
@@ -135,7 +180,7 @@ impl Node {
     ///
     /// It cannot be killed.
     pub fn kill_host(&mut self) -> Result<()> {
-        if let Some(mut host) = self.host.take() {
+        if let Some(mut host) = self.agent.host.take() {
             let workers = process::children(host.id());
             host.kill()?;
             host.wait()?;
@@ -147,34 +192,150 @@ impl Node {
         Ok(())
     }
 
+    /// The host's process number: its supervisor.
+    ///
+    /// # Errors
+    ///
+    /// There is none.
+    pub fn host(&self) -> Result<u32> {
+        self.agent.host.as_ref().map(Child::id).context("there is no host")
+    }
+
     /// The host's worker.
     ///
     /// # Errors
     ///
     /// There is none.
     pub fn worker(&self) -> Result<u32> {
-        let host = self.host.as_ref().context("there is no host")?.id();
-        process::children(host).into_iter().next().context("the host has no worker")
+        process::children(self.host()?).into_iter().next().context("the host has no worker")
     }
 
-    /// Starts a keeper, in the place of the one before.
+    /// Starts a keeper, in the place of the one before, and waits until it is the keeper.
     ///
     /// # Errors
     ///
-    /// It does not listen in time.
+    /// It is not in time.
     pub fn start_keeper(&mut self) -> Result<()> {
+        self.start_keeper_with(&[])
+    }
+
+    /// The same through another program, such as `prlimit`.
+    ///
+    /// # Errors
+    ///
+    /// See [`Node::start_keeper`].
+    pub fn start_keeper_with(&mut self, wrapper: &[&str]) -> Result<()> {
         self.kill_keeper()?;
+        self.spawn_keeper(wrapper)?;
+        self.wait_for_keeper()
+    }
+
+    fn spawn_keeper(&mut self, wrapper: &[&str]) -> Result<()> {
         let at = |name: &str| self.folder.path().join(name);
         let log = File::options().create(true).append(true).open(at("keeper.log"))?;
-        let mut command = Command::new(program::named("pillion-keeper")?);
-        command.arg("--cni-socket").arg(self.cni_socket()).arg("--host-socket").arg(at("host/keeper.sock"));
+        let keeper = program::named("pillion-keeper")?;
+        let mut words = wrapper.iter().map(OsString::from).chain([keeper.into_os_string()]);
+        let mut command = Command::new(words.next().context("no program")?);
+        command.args(words).arg("--cni-socket").arg(self.cni_socket()).arg("--host-socket").arg(self.host_socket());
+        command.arg("--host-uid").arg(HOST.to_string());
         command.arg("--state").arg(at("state")).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        // A socket of the one before is there still, and nobody listens at it.
-        _ = std::fs::remove_file(self.cni_socket());
-        self.keeper = Some(command.spawn()?);
+        std::fs::create_dir_all(self.agent.folder(self.folder.path()))?;
+        self.agent.keeper = Some(command.spawn()?);
+        Ok(())
+    }
+
+    fn wait_for_keeper(&self) -> Result<()> {
         let began = Instant::now();
-        while std::os::unix::net::UnixStream::connect(self.cni_socket()).is_err() {
-            ensure!(began.elapsed() < START, "the keeper does not listen: {}", self.log());
+        while self.status_of_own_keeper().is_err() {
+            ensure!(began.elapsed() < START, "this is not the keeper: {}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
+    /// What the keeper says of itself.
+    ///
+    /// # Errors
+    ///
+    /// There is none.
+    pub fn status(&self) -> Result<Value> {
+        self.status_with(&[])
+    }
+
+    fn status_of_own_keeper(&self) -> Result<Value> {
+        let folder = self.agent.folder(self.folder.path());
+        self.status_with(&["--instance".as_ref(), folder.as_os_str()])
+    }
+
+    fn status_with(&self, arguments: &[&OsStr]) -> Result<Value> {
+        let mut command = Command::new(program::named("pillion-keeper")?);
+        command.args(["status", "-o", "json", "--cni-socket"]).arg(self.cni_socket()).args(arguments);
+        let output = command.output()?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
+    /// Replaces the pod of the agent by a newer one, as a DaemonSet with `maxSurge` does: the newer one starts beside the old one,
+    /// which ends when the newer one is ready.
+    ///
+    /// # Errors
+    ///
+    /// The newer one is not ready in time.
+    pub fn replace_agent(&mut self) -> Result<()> {
+        let old = self.start_next_agent()?;
+        self.end_agent(old)
+    }
+
+    /// Starts a newer pod of the agent beside the one that is there, and gives that.
+    ///
+    /// # Errors
+    ///
+    /// The newer one is not ready in time.
+    pub fn start_next_agent(&mut self) -> Result<Agent> {
+        let next = Agent::new(self.agent.number + 1);
+        let old = std::mem::replace(&mut self.agent, next);
+        self.start_beside(&old)?;
+        Ok(old)
+    }
+
+    /// Ends a pod of the agent as the kubelet does.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be told.
+    pub fn end_agent(&self, mut agent: Agent) -> Result<()> {
+        let processes = [agent.host.take(), agent.keeper.take()];
+        for mut process in processes.into_iter().flatten() {
+            process::signal(process.id(), Signal::TERM)?;
+            process.wait()?;
+        }
+        Ok(())
+    }
+
+    /// Starts another agent's keeper again, as the kubelet does with a container that failed.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be started.
+    pub fn restart_keeper_of(&mut self, agent: &mut Agent) -> Result<()> {
+        if let Some(mut keeper) = agent.keeper.take() {
+            keeper.kill()?;
+            keeper.wait()?;
+        }
+        std::mem::swap(&mut self.agent, agent);
+        let started = self.spawn_keeper(&[]);
+        std::mem::swap(&mut self.agent, agent);
+        started
+    }
+
+    fn start_beside(&mut self, old: &Agent) -> Result<()> {
+        self.spawn_keeper(&[])?;
+        self.start_host()?;
+        self.wait_for_keeper()?;
+        let hosts = 1 + u64::from(old.host.is_some());
+        let began = Instant::now();
+        while self.status()?.get("hosts").and_then(Value::as_u64) != Some(hosts) {
+            ensure!(began.elapsed() < START, "the new host is not there: {}", self.log());
             std::thread::sleep(Duration::from_millis(5));
         }
         Ok(())
@@ -186,7 +347,7 @@ impl Node {
     ///
     /// It cannot be killed.
     pub fn kill_keeper(&mut self) -> Result<()> {
-        if let Some(mut keeper) = self.keeper.take() {
+        if let Some(mut keeper) = self.agent.keeper.take() {
             keeper.kill()?;
             keeper.wait()?;
         }
@@ -199,7 +360,7 @@ impl Node {
     ///
     /// It cannot be asked.
     pub fn end_keeper(&mut self) -> Result<()> {
-        let mut keeper = self.keeper.take().context("there is no keeper")?;
+        let mut keeper = self.agent.keeper.take().context("there is no keeper")?;
         process::signal(keeper.id(), Signal::TERM)?;
         keeper.wait()?;
         Ok(())
@@ -211,7 +372,7 @@ impl Node {
     ///
     /// There is none.
     pub fn keeper(&self) -> Result<u32> {
-        self.keeper.as_ref().map(Child::id).context("there is no keeper")
+        self.agent.keeper.as_ref().map(Child::id).context("there is no keeper")
     }
 
     /// Starts the plugin for a sandbox, as a runtime does.

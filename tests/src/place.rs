@@ -44,6 +44,18 @@ pub fn shared_store() -> Result<PathBuf> {
     Ok(cache()?.join("test-store"))
 }
 
+/// The store that hosts of tests share, which run as `uid`: a folder that they can reach.
+///
+/// # Errors
+///
+/// It cannot be made.
+pub fn host_store(uid: u32) -> Result<PathBuf> {
+    let store = env::temp_dir().join(format!("pillion-test-store-{uid}"));
+    std::fs::create_dir_all(&store)?;
+    std::os::unix::fs::chown(&store, Some(uid), Some(uid))?;
+    Ok(store)
+}
+
 /// A port that nobody listens on, and that no other test is given.
 ///
 /// # Errors

@@ -1,6 +1,7 @@
 //! Three processes: what each may do, and what happens when one dies. An idle host does nothing.
 
 use std::{
+    collections::BTreeMap,
     fs,
     time::{Duration, Instant},
 };
@@ -241,5 +242,69 @@ async fn a_second_run_on_the_same_store_is_no_trouble() -> Result<()> {
     drop(first);
     assert_eq!(get(Protocol::H1, second.port("faults-p3")?, "/hello").await?.text(), "hello\n");
     assert!(place::shared_store()?.join("native").is_dir());
+    Ok(())
+}
+
+/// A thread of the worker that runs a guest at the back, by the CPU time that it uses.
+fn busy_thread(worker: u32) -> Option<u32> {
+    let used = || -> BTreeMap<u32, u64> {
+        let tasks = fs::read_dir(format!("/proc/{worker}/task")).into_iter().flatten().flatten();
+        let used = |task: fs::DirEntry| {
+            let stat = fs::read_to_string(task.path().join("stat")).ok()?;
+            let (name, fields) = stat.rsplit_once(')')?;
+            let ticks = name.ends_with("(back").then(|| fields.split_whitespace().nth(11)?.parse().ok())??;
+            Some((task.file_name().to_str()?.parse().ok()?, ticks))
+        };
+        tasks.filter_map(used).collect()
+    };
+    let before = used();
+    std::thread::sleep(Duration::from_millis(200));
+    used()
+        .into_iter()
+        .find(|(thread, ticks)| before.get(thread).is_some_and(|before| ticks > &(before + 5)))
+        .map(|(t, _)| t)
+}
+
+#[tokio::test]
+async fn a_component_that_takes_the_worker_down_twice_is_not_run_again() -> Result<()> {
+    let bad = Component::guest("bad", "faults-p2")?.limit("cpuTime", "60s").limit("headTimeout", "60s");
+    let host = Host::of([bad, Component::guest("good", "hello-wasip2")?]).start().await?;
+    let (bad, good) = (host.port("bad")?, host.port("good")?);
+    for death in 1..=2 {
+        tokio::time::sleep(Duration::from_millis(1_100)).await;
+        let worker = host.worker()?;
+        let spinning = tokio::spawn(async move { get(Protocol::H1, bad, "/spin?ms=50000").await });
+        let find = || busy_thread(worker);
+        let thread = wait_until("a thread that runs the guest", Duration::from_secs(20), find).await?;
+        // As an abort of the host's on that thread would: no guest can cause one that is known.
+        kill_thread(worker, thread)?;
+        assert!(spinning.await?.is_err(), "its connection ends");
+        assert_eq!(get(Protocol::H1, good, "/").await?.text(), "hello\n");
+        let answer = get(Protocol::H1, bad, "/hello").await?;
+        match death {
+            1 => assert_eq!(answer.text(), "hello\n", "once may be chance"),
+            _ => {
+                assert_eq!((answer.status.as_u16(), answer.header("pillion-error")), (503, "unavailable"));
+                assert!(answer.text().contains("took the host's worker down"), "{}", answer.text());
+            }
+        }
+    }
+    // Killed from outside is nobody's doing, and what was found out is remembered.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    for _ in 0..2 {
+        process::signal(host.worker()?, Signal::KILL)?;
+        tokio::time::sleep(Duration::from_millis(1_100)).await;
+        assert_eq!(get(Protocol::H1, good, "/").await?.text(), "hello\n");
+    }
+    assert_eq!(get(Protocol::H1, bad, "/hello").await?.status, 503);
+    Ok(())
+}
+
+/// Sends SIGABRT to one thread of a process that this test started.
+#[allow(unsafe_code)]
+fn kill_thread(process: u32, thread: u32) -> Result<()> {
+    // SAFETY: the call takes three numbers and touches no memory of this process.
+    let sent = unsafe { libc::syscall(libc::SYS_tgkill, process, thread, libc::SIGABRT) };
+    ensure!(sent == 0, "{}", std::io::Error::last_os_error());
     Ok(())
 }

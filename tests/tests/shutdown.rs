@@ -56,6 +56,25 @@ async fn an_idle_host_ends_at_once_also_with_connections_open() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_connection_in_use_gets_one_more_answer_that_says_it_is_the_last() -> Result<()> {
+    let mut host = faults().await?;
+    let port = host.port("faults")?;
+    let mut connection = Connection::open(Protocol::H1, port).await?;
+    connection.get("/hello").await?;
+    // Drains while this lasts.
+    let slow = tokio::spawn(async move { get(Protocol::H1, port, "/sleep?ms=700").await });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    connection.get("/hello").await?;
+    host.signal(Signal::TERM)?;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let last = connection.get("/hello").await?;
+    assert_eq!((last.status.as_u16(), last.header("connection")), (200, "close"));
+    assert_eq!(slow.await??.status, 200);
+    assert_eq!(host.end(Duration::from_secs(5)).await?.code(), Some(0));
+    Ok(())
+}
+
+#[tokio::test]
 async fn the_time_to_drain_is_bounded() -> Result<()> {
     let mut host = Host::of([Component::guest("faults", "faults-p2")?]).drain_timeout("500ms").start().await?;
     let port = host.port("faults")?;

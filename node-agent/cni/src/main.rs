@@ -20,6 +20,7 @@ use std::{
     fs::File,
     io::{Read, Write},
     os::fd::AsFd,
+    path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
@@ -82,11 +83,19 @@ fn add(environment: &Environment, config: &Config<'_>) -> Result<String, Failure
     let path = environment.netns.as_deref().ok_or_else(|| Failure::environment("CNI_NETNS is not set"))?;
     let netns = File::open(path).map_err(|error| Failure::netns(path, &error))?;
     let (pod, sandbox) = (environment.pod.clone()?, environment.sandbox.clone());
-    let call = Call::Add(Add { pod, sandbox, netns: path.into(), sidecars, wait: config.wait()? });
+    let call = Call::Add(Add { pod, sandbox, netns: without_links(path), sidecars, wait: config.wait()? });
     match keeper::ask(&config.socket, call, Some(netns.as_fd()), ADD)? {
         Answer::Done => Ok(result.get().to_owned()),
         Answer::Refused(why) => Err(Failure::refused(why)),
+        Answer::Status(_) => Err(Failure::refused("the keeper answered another question".into())),
     }
+}
+
+/// The path with its folder's links followed: `/var/run` is one on the node, and perhaps not where the keeper is.
+fn without_links(path: &str) -> PathBuf {
+    let path = Path::new(path);
+    let real = || Some(path.parent()?.canonicalize().ok()?.join(path.file_name()?));
+    real().unwrap_or_else(|| path.into())
 }
 
 fn del(environment: Environment, config: &Config<'_>) {

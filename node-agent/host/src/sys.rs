@@ -1,4 +1,5 @@
-//! The only `unsafe` of this crate: loading native code, the scheduling class of threads, descriptors by their number.
+//! The only `unsafe` of this crate: loading native code, the scheduling class of threads, descriptors by their number, handlers of
+//! faults.
 
 #![allow(unsafe_code)]
 
@@ -68,4 +69,30 @@ pub fn set_thread_class(thread: i32, class: ThreadClass) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// Runs `action` on the thread whose fault ends this process, right before it does.
+///
+/// `action` runs in a signal handler: it must neither take memory nor a lock.
+///
+/// # Errors
+///
+/// What sigaction(2) says.
+pub fn on_fault(action: fn()) -> io::Result<()> {
+    use signal_hook::{
+        consts::{SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP},
+        low_level::emulate_default_handler,
+    };
+    for signal in [SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP] {
+        let handle = move || {
+            action();
+            // For the other two the standard library's handler comes next: it says that a stack overflowed, and ends the process.
+            if !matches!(signal, SIGBUS | SIGSEGV) {
+                _ = emulate_default_handler(signal);
+            }
+        };
+        // SAFETY: `action` is as its caller has promised, and what follows is meant for signal handlers.
+        unsafe { signal_hook_registry::register_unchecked(signal, move |_| handle()) }?;
+    }
+    Ok(())
 }

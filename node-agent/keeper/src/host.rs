@@ -1,53 +1,210 @@
-//! The socket of the host: it connects, hands back what it still holds, and is then told of every endpoint.
+//! The socket of the host, and what it says. While one host is replaced there are two: each is told everything.
 
 use std::{
+    collections::BTreeMap,
     io,
-    os::unix::net::{UnixListener, UnixStream},
-    sync::mpsc::Sender,
+    os::{
+        fd::{BorrowedFd, OwnedFd},
+        unix::net::{UnixListener, UnixStream},
+    },
+    sync::{
+        atomic::{AtomicU64, Ordering::Relaxed},
+        mpsc::Sender,
+    },
     thread,
     time::Duration,
 };
 
-use pillion_protocol::keeper::{FromHost, MAX_MESSAGE};
+use pillion_protocol::{
+    annotation::Sidecars,
+    keeper::{Fate, FromHost, MAX_MESSAGE, ToHost},
+    name::Name,
+};
 use pillion_sockets::link::Link;
 
-use crate::{keeper::Input, plugin::is_trusted};
+use crate::{keeper::Input, socket};
 
 /// How long the host may read nothing.
 const STALL: Duration = Duration::from_secs(5);
 
-/// Serves the host for as long as the process lives. The newest connection is the host.
+/// Hosts at once: one, and another while it is replaced, and those whose end is not noticed yet.
+const HOSTS: usize = 8;
+
+/// Identifies a connection.
+pub type HostId = u64;
+
+/// Serves hosts until the listener is closed. Besides root and this user, `uid` may be one.
 ///
 /// # Errors
 ///
 /// A thread that cannot be started.
-pub fn serve(listener: UnixListener, inputs: Sender<Input>) -> io::Result<()> {
+pub fn serve(listener: UnixListener, uid: Option<u32>, inputs: Sender<Input>) -> io::Result<()> {
     thread::Builder::new().name("host".into()).spawn(move || {
-        for (id, client) in (1..).zip(listener.incoming()) {
-            if let Err(error) = client.and_then(|client| connect(id, client, &inputs)) {
-                tracing::warn!(%error, "a client of the host's socket is not served");
+        socket::accept(&listener, uid, |client| connect(client, &inputs));
+    })?;
+    Ok(())
+}
+
+/// Listens to a host that is connected.
+///
+/// # Errors
+///
+/// A thread that cannot be started, no descriptor left.
+pub fn connect(client: UnixStream, inputs: &Sender<Input>) -> io::Result<()> {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    let id = NEXT.fetch_add(1, Relaxed);
+    client.set_write_timeout(Some(STALL))?;
+    let mut link = Link::bounded(client, MAX_MESSAGE);
+    let gone = |_| io::Error::other("the keeper ends");
+    inputs.send(Input::HostConnected(id, link.try_clone()?)).map_err(gone)?;
+    let inputs = inputs.clone();
+    thread::Builder::new().name("from-host".into()).spawn(move || {
+        loop {
+            match link.receive::<FromHost>() {
+                Ok(incoming) => {
+                    if inputs.send(Input::Host(id, incoming.message, incoming.descriptors)).is_err() {
+                        return;
+                    }
+                }
+                Err(error) => {
+                    if error.kind() != io::ErrorKind::UnexpectedEof {
+                        tracing::warn!(%error, "what a host says is not understood");
+                    }
+                    _ = link.socket().shutdown(std::net::Shutdown::Both);
+                    _ = inputs.send(Input::HostGone(id));
+                    return;
+                }
             }
         }
     })?;
     Ok(())
 }
 
-fn connect(id: u64, client: UnixStream, inputs: &Sender<Input>) -> io::Result<()> {
-    if !is_trusted(&client)? {
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "it is another user's"));
-    }
-    client.set_write_timeout(Some(STALL))?;
-    let mut link = Link::bounded(client, MAX_MESSAGE);
-    let ends = |_| io::Error::other("the keeper ends");
-    inputs.send(Input::HostConnected(id, link.try_clone()?)).map_err(|_| ends(()))?;
-    let inputs = inputs.clone();
-    thread::Builder::new().name("from-host".into()).spawn(move || {
-        while let Ok(incoming) = link.receive::<FromHost>() {
-            if inputs.send(Input::Host(id, incoming.message, incoming.descriptors)).is_err() {
-                return;
-            }
+/// The hosts that are connected.
+#[derive(Default)]
+pub struct Hosts(BTreeMap<HostId, Host>);
+
+struct Host {
+    link: Link,
+    /// The most listeners that it takes; unknown until it has said hello.
+    listeners_max: Option<usize>,
+    /// It has said what it holds, and is told of every change.
+    introduced: bool,
+    fates: BTreeMap<Name, Fate>,
+}
+
+impl Hosts {
+    /// Another one is there.
+    pub fn add(&mut self, id: HostId, link: Link) {
+        let host = Host { link, listeners_max: None, introduced: false, fates: BTreeMap::new() };
+        if self.0.len() >= HOSTS {
+            tracing::error!(hosts = HOSTS, "a host is refused: so many are connected already");
+            return;
         }
-        _ = inputs.send(Input::HostGone(id));
-    })?;
-    Ok(())
+        self.0.insert(id, host);
+    }
+
+    /// One is gone.
+    pub fn remove(&mut self, id: HostId) {
+        if self.0.remove(&id).is_some() && self.0.is_empty() {
+            tracing::warn!("the host is gone: connections are queued until the next one is there");
+        }
+    }
+
+    /// Whether it is connected.
+    pub fn has(&self, id: HostId) -> bool {
+        self.0.contains_key(&id)
+    }
+
+    /// How many are connected.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// One has said how much it takes.
+    pub fn limit(&mut self, id: HostId, listeners_max: usize) {
+        if let Some(host) = self.0.get_mut(&id) {
+            host.listeners_max = Some(listeners_max);
+        }
+    }
+
+    /// One has said what it holds: from now on it is told of every change.
+    pub fn introduce(&mut self, id: HostId) {
+        if let Some(host) = self.0.get_mut(&id) {
+            host.introduced = true;
+        }
+    }
+
+    /// The most listeners that all of them take; `None` while nobody has said.
+    pub fn listeners_max(&self) -> Option<usize> {
+        self.0.values().filter_map(|host| host.listeners_max).min()
+    }
+
+    /// One has said what became of a component.
+    pub fn note(&mut self, id: HostId, name: Name, fate: Fate) {
+        if let Some(host) = self.0.get_mut(&id) {
+            host.fates.insert(name, fate);
+        }
+    }
+
+    /// Which of these components no host has ready, and why; `None` if there is none.
+    pub fn unready(&self, sidecars: &Sidecars) -> Option<String> {
+        if self.0.is_empty() {
+            return Some("the host of this node is away".into());
+        }
+        let unready = |name: &Name| {
+            let mut why = None;
+            for host in self.0.values() {
+                match host.fates.get(name) {
+                    Some(Fate::Ready) => return None,
+                    Some(Fate::Failed(text)) => why = Some(format!("{name} cannot be served: {text}")),
+                    None => {}
+                }
+            }
+            Some(why.unwrap_or_else(|| format!("{name} is still being made ready")))
+        };
+        let unready: Vec<String> = sidecars.iter().filter_map(|sidecar| unready(&sidecar.name)).collect();
+        (!unready.is_empty()).then(|| unready.join("; "))
+    }
+
+    /// Tells every host that has introduced itself.
+    pub fn tell(&self, message: &ToHost, descriptors: &[BorrowedFd<'_>]) {
+        for host in self.0.values().filter(|host| host.introduced) {
+            host.tell(message, descriptors);
+        }
+    }
+
+    /// Tells one host.
+    pub fn tell_one(&self, id: HostId, message: &ToHost, descriptors: &[BorrowedFd<'_>]) {
+        if let Some(host) = self.0.get(&id) {
+            host.tell(message, descriptors);
+        }
+    }
+
+    /// A new connection for each host: the other ends, to give to another keeper. Told of it is nobody yet.
+    ///
+    /// # Errors
+    ///
+    /// No descriptor left.
+    pub fn reconnect(&self) -> io::Result<Vec<(HostId, UnixStream, OwnedFd)>> {
+        let pair = |id: &HostId| UnixStream::pair().map(|(theirs, ours)| (*id, theirs, ours.into()));
+        self.0.keys().map(pair).collect()
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // The thread that listens to it ends with that. What was told is read all the same.
+        _ = self.link.socket().shutdown(std::net::Shutdown::Both);
+    }
+}
+
+impl Host {
+    /// A host that cannot be told is dying: its next one is told everything.
+    fn tell(&self, message: &ToHost, descriptors: &[BorrowedFd<'_>]) {
+        if let Err(error) = self.link.send(message, descriptors) {
+            tracing::warn!(%error, "the host cannot be told: its connection is closed");
+            _ = self.link.socket().shutdown(std::net::Shutdown::Both);
+        }
+    }
 }

@@ -6,18 +6,13 @@
 use std::{
     fs::File,
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::fs::MetadataExt,
-    },
+    os::{fd::AsFd, unix::fs::MetadataExt},
     path::Path,
     sync::mpsc::{Sender, channel},
     thread,
 };
 
-use pillion_protocol::annotation::Port;
-use pillion_sockets::{listen, sys};
+use pillion_sockets::sys;
 use rustix::{
     net::{AddressFamily, SocketFlags, SocketType, socket_with},
     thread::{LinkNameSpaceType, move_into_link_name_space},
@@ -57,25 +52,6 @@ pub enum NetnsError {
     Io(#[from] io::Error),
 }
 
-/// A port's listeners.
-#[derive(Debug, Default)]
-pub struct Listeners {
-    /// At 127.0.0.1.
-    pub v4: Option<OwnedFd>,
-    /// At ::1; none where the namespace has no IPv6, or not yet.
-    pub v6: Option<OwnedFd>,
-}
-
-/// A listener that could not be opened.
-#[derive(Debug, thiserror::Error)]
-#[error("{address} port {port} cannot be listened on in the pod: {error}")]
-pub struct BindError {
-    address: IpAddr,
-    port: Port,
-    /// What the kernel says.
-    pub error: io::Error,
-}
-
 type Work = Box<dyn FnOnce() + Send>;
 
 /// The thread that enters namespaces.
@@ -108,7 +84,11 @@ impl Entrance {
     /// # Errors
     ///
     /// The namespace cannot be entered.
-    pub fn within<T: Send + 'static>(&self, netns: &File, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+    pub fn within<T: Send + 'static>(&self, netns: &Netns, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+        self.enter(&netns.file, work)
+    }
+
+    fn enter<T: Send + 'static>(&self, netns: &File, work: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
         let (results, result) = channel();
         let (done, ended) = channel();
         let gone = |_| io::Error::other("the thread that enters namespaces is gone");
@@ -124,7 +104,7 @@ impl Entrance {
     ///
     /// See [`NetnsError`].
     pub fn identify(&self, file: File) -> Result<Netns, NetnsError> {
-        let cookie = self.within(&file, own_cookie).map_err(NetnsError::Enter)?;
+        let cookie = self.enter(&file, own_cookie).map_err(NetnsError::Enter)?;
         let id = identify(&file, cookie?)?;
         if id == self.own {
             return Err(NetnsError::HostNetwork);
@@ -132,31 +112,11 @@ impl Entrance {
         Ok(Netns { file, id })
     }
 
-    /// Opens `port` at localhost of `netns`, as far as it is not open. Where there is no IPv6 that is no error.
-    ///
-    /// # Errors
-    ///
-    /// See [`BindError`].
-    pub fn bind(&self, netns: &Netns, port: Port, listeners: &mut Listeners) -> Result<(), BindError> {
-        let missing = [
-            (IpAddr::V4(Ipv4Addr::LOCALHOST), &mut listeners.v4),
-            (IpAddr::V6(Ipv6Addr::LOCALHOST), &mut listeners.v6),
-        ];
-        for (address, listener) in missing.into_iter().filter(|(_, listener)| listener.is_none()) {
-            match self.within(&netns.file, move || listen::open(address, port.get())).flatten() {
-                Ok(opened) => *listener = Some(opened),
-                Err(error) if address.is_ipv6() && listen::is_no_ipv6(&error) => {}
-                Err(error) => return Err(BindError { address, port, error }),
-            }
-        }
-        Ok(())
-    }
-
     /// Whether the namespace's loopback device may have IPv6: then `::1` comes yet, if it is not there.
     pub fn has_ipv6(&self, netns: &Netns) -> bool {
         // What /proc/sys/net shows is the reading thread's namespace.
         let read = || std::fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6");
-        self.within(&netns.file, read).flatten().is_ok_and(|text| text.trim() == "0")
+        self.within(netns, read).flatten().is_ok_and(|text| text.trim() == "0")
     }
 }
 

@@ -8,10 +8,12 @@ use pillion_protocol::{
 };
 
 /// What was found of a pod that is held.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
     /// The path of its namespace leads elsewhere, or nowhere.
     pub vanished: bool,
+    /// Ports with a listener.
+    pub held: BTreeSet<Port>,
     /// Ports with a listener at each address of localhost that the namespace has, all of them listening.
     pub whole: BTreeSet<Port>,
 }
@@ -19,27 +21,35 @@ pub struct Observed {
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
+    /// Look for the namespace of this pod, which is not held.
+    Find(PodUid),
     /// Open what is missing at this port.
     Bind(PodUid, Port),
+    /// Close what the pod should not have.
+    Close(PodUid, Port),
     /// Close all of the pod's listeners and forget it: its sandbox is gone.
     Forget(PodUid),
 }
 
-/// Compares what each pod should have with what it has. A pod is forgotten only because its namespace is: that nobody names it is
-/// no reason.
+/// Compares what each pod should have with what it has. A pod is forgotten only because its namespace is gone: that nobody names it
+/// is no reason.
 pub fn plan<'a>(
     desired: impl IntoIterator<Item = (&'a PodUid, &'a Sidecars)>,
     observed: &BTreeMap<PodUid, Observed>,
 ) -> Vec<Action> {
     let mut actions = Vec::new();
     for (pod, sidecars) in desired {
-        let Some(found) = observed.get(pod) else { continue };
+        let Some(found) = observed.get(pod) else {
+            actions.push(Action::Find(pod.clone()));
+            continue;
+        };
         if found.vanished {
             actions.push(Action::Forget(pod.clone()));
             continue;
         }
-        let missing = sidecars.iter().map(|sidecar| sidecar.port).filter(|port| !found.whole.contains(port));
-        actions.extend(missing.map(|port| Action::Bind(pod.clone(), port)));
+        let ports: BTreeSet<Port> = sidecars.iter().map(|sidecar| sidecar.port).collect();
+        actions.extend(found.held.difference(&ports).map(|port| Action::Close(pod.clone(), *port)));
+        actions.extend(ports.difference(&found.whole).map(|port| Action::Bind(pod.clone(), *port)));
     }
     actions
 }
@@ -50,21 +60,31 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_bound_and_what_has_vanished_is_forgotten() {
-        let uid = |text: &str| text.parse::<PodUid>().unwrap();
+        let uid = || "p".parse::<PodUid>().unwrap();
         let port = |number: u16| Port::try_from(number).unwrap();
+        let ports = |numbers: &[u16]| numbers.iter().map(|number| port(*number)).collect::<BTreeSet<_>>();
         let sidecars: Sidecars = "a=8081, b=8082".parse().unwrap();
+        let bind = |number| Action::Bind(uid(), port(number));
+        let close = |number| Action::Close(uid(), port(number));
         let table = [
-            (false, vec![8081, 8082], vec![]),
-            (false, vec![8082], vec![Action::Bind(uid("p"), port(8081))]),
-            (false, vec![], vec![Action::Bind(uid("p"), port(8081)), Action::Bind(uid("p"), port(8082))]),
-            (true, vec![8081], vec![Action::Forget(uid("p"))]),
+            (false, vec![8081, 8082], vec![8081, 8082], vec![]),
+            (false, vec![8081, 8082], vec![8082], vec![bind(8081)]),
+            (false, vec![], vec![], vec![bind(8081), bind(8082)]),
+            (false, vec![8081, 8082, 9000], vec![8081, 8082], vec![close(9000)]),
+            (false, vec![9000], vec![9000], vec![close(9000), bind(8081), bind(8082)]),
+            (true, vec![8081], vec![8081], vec![Action::Forget(uid())]),
         ];
-        for (vanished, whole, expected) in table {
-            let found = Observed { vanished, whole: whole.into_iter().map(port).collect() };
-            let pod = uid("p");
-            assert_eq!(plan([(&pod, &sidecars)], &BTreeMap::from([(uid("p"), found)])), expected);
+        for (vanished, held, whole, expected) in table {
+            let found = Observed { vanished, held: ports(&held), whole: ports(&whole) };
+            assert_eq!(plan([(&uid(), &sidecars)], &BTreeMap::from([(uid(), found)])), expected);
         }
-        let pod = uid("q");
-        assert_eq!(plan([(&pod, &sidecars)], &BTreeMap::new()), [], "what was not looked at is left alone");
+    }
+
+    #[test]
+    fn what_is_not_held_is_looked_for_and_what_nobody_names_is_left_alone() {
+        let [held, sought] = ["held", "sought"].map(|uid| uid.parse::<PodUid>().unwrap());
+        let sidecars: Sidecars = "a=8081".parse().unwrap();
+        let observed = BTreeMap::from([(held, Observed { vanished: true, ..Observed::default() })]);
+        assert_eq!(plan([(&sought, &sidecars)], &observed), [Action::Find(sought)]);
     }
 }

@@ -1,7 +1,12 @@
 //! `pillion host`: the node's host. Components come from a folder, endpoints from the keeper.
 
-use std::{collections::BTreeSet, path::PathBuf, process::ExitCode};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    process::ExitCode,
+};
 
+use pillion_confine::Process;
 use pillion_protocol::{
     name::Name,
     quantity::{ByteSize, Span},
@@ -57,7 +62,12 @@ impl Host {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let log = Log { format: LogFormat::Json, filter: self.log.clone() };
         log.start();
+        anyhow::ensure!(
+            !rustix::process::geteuid().is_root(),
+            "this program runs strangers' code, and not as root: start it as a user of its own (runAsUser in a pod, User= in a unit), and tell the keeper which one by --host-uid"
+        );
         listen::raise_descriptor_limit();
+        Process::Supervisor.confine()?;
         let components = read(&self.catalog)?;
         Store::open(&self.store)?;
         let settings = Settings { store: self.store, memory: self.memory, drain_timeout: self.drain_timeout, log };
@@ -65,7 +75,7 @@ impl Host {
         let follow = watched(&files, &components);
         let mut names: BTreeSet<Name> = components.keys().cloned().collect();
         let components = components.into_iter().map(|(name, entry)| (name, entry.spec.into())).collect();
-        let supervisor = Supervisor::new(Desired { settings, components, bindings: Vec::new() });
+        let supervisor = Supervisor::new(Desired { settings, components, bindings: BTreeMap::new() });
         terminate_on_signals(supervisor.inputs())?;
         let inputs = supervisor.inputs();
         watch::watch(follow, move || match read(&self.catalog) {

@@ -2,7 +2,7 @@
 
 use std::{
     cell::Cell,
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::OwnedFd,
@@ -12,6 +12,7 @@ use std::{
     thread,
 };
 
+use pillion_confine::Process;
 use pillion_protocol::{
     annotation::{Port, Sidecars},
     component::Image,
@@ -32,7 +33,7 @@ use crate::{
     },
     store::Store,
     supervisor::{
-        Desired, Input, Supervisor,
+        Bound, Desired, Input, Supervisor,
         message::{Binding, Event, Log, LogFormat, Reason, Settings},
     },
 };
@@ -139,12 +140,14 @@ impl Run {
         let asked_for = ports.len();
         let mut output = Written::new(self.output, asked_for);
         listen::raise_descriptor_limit();
+        Process::Supervisor.confine()?;
         let listeners = Listeners::new(&self.address);
-        let mut bindings = Vec::new();
+        let mut bindings = BTreeMap::new();
         for (name, port) in ports {
             match listeners.open(&name, port)? {
                 Ok((port, listeners)) => {
-                    bindings.push((Binding { component: name.clone(), name, port, pod: None }, listeners));
+                    let binding = Binding { component: name.clone(), name, port, pod: None };
+                    bindings.insert((None, port), Bound::from((binding, listeners)));
                 }
                 Err((port, message)) => {
                     let (component, binding, reason) = (name.clone(), name, Reason::Port);
@@ -155,7 +158,7 @@ impl Run {
         if bindings.is_empty() {
             return Ok(ExitCode::FAILURE);
         }
-        let bound: BTreeSet<_> = bindings.iter().map(|(binding, _)| binding.component.clone()).collect();
+        let bound: BTreeSet<_> = bindings.values().map(|bound| bound.component().clone()).collect();
         let watched = self.watch.then(|| self::watched(&self.sources().0, &components));
         let components = components
             .into_iter()

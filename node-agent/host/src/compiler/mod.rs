@@ -13,6 +13,7 @@ use std::{
     os::fd::AsFd,
 };
 
+use pillion_confine::Process;
 use serde::{Deserialize, Serialize};
 use wasmtime::{Engine, component::Component};
 
@@ -42,6 +43,7 @@ pub enum Report {
 /// Only what keeps it from reporting.
 pub fn main() -> anyhow::Result<()> {
     limits::Limits::of_this_process()?.enter()?;
+    Process::Compiler.confine()?;
     let input = File::from(std::io::stdin().as_fd().try_clone_to_owned()?);
     let mut output = File::from(std::io::stdout().as_fd().try_clone_to_owned()?);
     let report = match read(input).and_then(|wasm| compile(&wasm)) {

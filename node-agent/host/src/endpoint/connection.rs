@@ -5,11 +5,12 @@ use std::{
     pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Duration,
 };
 
+use http::{HeaderValue, Version, header};
 use hyper::{Request, body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -25,6 +26,10 @@ const FIRST_HEAD: Duration = Duration::from_secs(10);
 
 /// From an answer to the next head on the same connection.
 const NEXT_HEAD: Duration = Duration::from_secs(60);
+
+/// How long a connection that was in use just now may take to ask once more when it is to end: its next answer says so. To close it
+/// at once would lose a request that is on its way.
+const LAST_HEAD: Duration = Duration::from_millis(500);
 
 /// How long a caller may take nothing of what is written to it.
 const WRITE_STALL: Duration = Duration::from_secs(30);
@@ -74,6 +79,8 @@ struct Activity {
     waiting: AtomicUsize,
     /// When the last request came or got its head, in milliseconds after `opened`, and one; 0 before the first.
     last: AtomicU64,
+    /// It is to end: the next answer is its last.
+    ending: AtomicBool,
 }
 
 impl Activity {
@@ -88,10 +95,12 @@ impl Activity {
 
     /// When the connection will have been silent for too long, if nothing happens.
     fn silent_at(&self) -> Instant {
+        let ending = self.ending.load(Relaxed);
+        let next_head = if ending { LAST_HEAD } else { NEXT_HEAD };
         match self.last.load(Relaxed).checked_sub(1) {
-            None => self.opened + FIRST_HEAD,
-            Some(_) if self.waiting.load(Relaxed) > 0 => Instant::now() + NEXT_HEAD,
-            Some(last) => self.opened + Duration::from_millis(last) + NEXT_HEAD,
+            None => self.opened + if ending { LAST_HEAD } else { FIRST_HEAD },
+            Some(_) if self.waiting.load(Relaxed) > 0 => Instant::now() + next_head,
+            Some(last) => self.opened + Duration::from_millis(last) + next_head,
         }
     }
 }
@@ -131,15 +140,20 @@ pub(super) async fn serve(endpoint: Arc<Endpoint>, stream: TcpStream) {
     _ = stream.set_nodelay(true);
     let caller = Caller(stream.as_raw_fd());
     let builder = builder(endpoint.header_bytes());
-    let (waiting, last) = (AtomicUsize::new(0), AtomicU64::new(0));
-    let activity = Arc::new(Activity { opened: Instant::now(), waiting, last });
+    let (waiting, last, ending) = (AtomicUsize::new(0), AtomicU64::new(0), AtomicBool::new(false));
+    let activity = Arc::new(Activity { opened: Instant::now(), waiting, last, ending });
     let (mut draining, mut closing) = (endpoint.shared.draining.clone(), endpoint.closing.subscribe());
     let service = service_fn(|incoming: Request<Incoming>| {
-        let (endpoint, waiting) = (Arc::clone(&endpoint), Waiting::new(&activity));
+        let (endpoint, activity) = (Arc::clone(&endpoint), Arc::clone(&activity));
+        let waiting = Waiting::new(&activity);
+        let one_by_one = incoming.version() < Version::HTTP_2;
         async move {
             // An error ends the connection, with all that is pipelined.
-            let answer = request::serve(&endpoint, incoming, caller).await?;
+            let mut answer = request::serve(&endpoint, incoming, caller).await?;
             drop(waiting);
+            if one_by_one && activity.ending.load(Relaxed) {
+                answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
             // Answers that are ready together leave together: a write that finds its caller awake costs half.
             endpoint.shared.scheduler.after_others().await;
             Ok::<_, request::CallerGone>(answer)
@@ -165,16 +179,15 @@ pub(super) async fn serve(endpoint: Arc<Endpoint>, stream: TcpStream) {
                 }
                 return;
             }
-            () = silence.as_mut(), if serving => {
-                let silent_at = activity.silent_at();
-                if silent_at > Instant::now() {
-                    silence.as_mut().reset(silent_at);
-                    continue;
-                }
-            }
-            () = drain.as_mut(), if serving => {}
+            () = silence.as_mut(), if serving => {}
+            () = drain.as_mut(), if serving && !activity.ending.load(Relaxed) => activity.ending.store(true, Relaxed),
         }
-        // It drains, or was silent for too long: answers that are on their way are finished, and nothing more begins.
+        let silent_at = activity.silent_at();
+        if silent_at > Instant::now() {
+            silence.as_mut().reset(silent_at);
+            continue;
+        }
+        // It was silent for too long: answers that are on their way are finished, and nothing more begins.
         if !activity.begun() {
             return;
         }

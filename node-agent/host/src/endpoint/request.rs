@@ -101,7 +101,7 @@ async fn answer(
     let loaded = shared.cache.load(serving.version.digest, &serving.version.native).await;
     let loaded = loaded.map_err(|error| endpoint.not_loaded(&error))?;
 
-    let run = Arc::new(Run::new(limits.cpu_time.get().get()));
+    let run = Arc::new(Run::new(serving.version.digest, limits.cpu_time.get().get()));
     let memory = MemoryLimiter::new(limits.memory.get().get(), &shared.memory);
     let guest = Guest::new(&serving.surroundings, memory, instance);
     let method = request.method().clone();

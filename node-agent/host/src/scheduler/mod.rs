@@ -17,6 +17,7 @@ pub mod account;
 pub mod admission;
 pub mod budget;
 mod clock;
+pub mod culprit;
 pub mod floor;
 pub mod run;
 pub mod ticker;

@@ -13,10 +13,11 @@ use std::{
 };
 
 use futures::task::AtomicWaker;
+use pillion_protocol::digest::Digest;
 use tokio::time::Instant;
 use wasmtime::UpdateDeadline;
 
-use super::{clock, ticker::TICK};
+use super::{clock, culprit::Running, ticker::TICK};
 
 /// CPU time after which a guest leaves the front. Never less than two ticks: the first tick can come right after the start.
 pub const QUANTUM: Duration = Duration::from_millis(5);
@@ -62,6 +63,8 @@ pub enum Stop {
 /// Shared state of one run.
 #[derive(Debug)]
 pub struct Run {
+    /// Which component runs.
+    component: Digest,
     cpu_limit: u64,
     /// Nanoseconds of CPU time in finished polls.
     cpu_used: AtomicU64,
@@ -90,9 +93,10 @@ fn nanos(duration: Duration) -> u64 {
 }
 
 impl Run {
-    /// A run that may use so much CPU time.
-    pub fn new(cpu_limit: Duration) -> Self {
+    /// A run of a component, that may use so much CPU time.
+    pub fn new(component: Digest, cpu_limit: Duration) -> Self {
         Self {
+            component,
             cpu_limit: nanos(cpu_limit),
             cpu_used: AtomicU64::new(0),
             outlived: AtomicBool::new(false),
@@ -179,6 +183,7 @@ impl Run {
 
     /// Does one poll and gives its CPU time.
     pub(super) fn measure<T>(&self, poll: impl FnOnce() -> T) -> (T, Duration) {
+        let _running = Running::new(self.component);
         clock::begin();
         let result = poll();
         let used = clock::used();
@@ -223,7 +228,7 @@ mod tests {
 
     #[test]
     fn the_first_end_stands() {
-        let run = Run::new(Duration::from_secs(1));
+        let run = Run::new(Digest::from_sha256([0; 32]), Duration::from_secs(1));
         run.finish(End::CpuLimit);
         run.finish(End::Trapped("later".into()));
         assert_eq!(run.end(), Some(&End::CpuLimit));
@@ -233,7 +238,7 @@ mod tests {
 
     #[test]
     fn a_stop_explains_the_trap_that_it_causes() {
-        let run = Run::new(Duration::from_secs(1));
+        let run = Run::new(Digest::from_sha256([0; 32]), Duration::from_secs(1));
         run.stop(Stop::HeadTimeout);
         assert!(run.tick().is_err());
         run.finish(End::Trapped("interrupted".into()));
@@ -242,7 +247,7 @@ mod tests {
 
     #[test]
     fn cpu_time_counts_and_time_asleep_does_not() {
-        let run = Run::new(Duration::from_secs(1));
+        let run = Run::new(Digest::from_sha256([0; 32]), Duration::from_secs(1));
         let ((), asleep) = run.measure(|| std::thread::sleep(Duration::from_millis(20)));
         assert!(asleep < Duration::from_millis(10), "{asleep:?}");
         run.measure(|| {
@@ -255,7 +260,7 @@ mod tests {
 
     #[test]
     fn who_uses_its_cpu_time_ends_at_the_next_tick() {
-        let run = Run::new(Duration::from_millis(1));
+        let run = Run::new(Digest::from_sha256([0; 32]), Duration::from_millis(1));
         let (ticked, _) = run.measure(|| {
             while clock::used() < Duration::from_millis(2) {}
             run.tick().map(|_| ())

@@ -84,7 +84,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_wait_that_ends_first_stops_the_run() {
-        let run = Arc::new(Run::new(Duration::from_secs(1)));
+        let run = Arc::new(Run::new(pillion_protocol::digest::Digest::from_sha256([0; 32]), Duration::from_secs(1)));
         let (began, second) = (Instant::now(), Duration::from_secs(1));
         let waits = Waits { idle: 30 * second, linger: second / 20, total: Some(began + 60 * second) };
         let stop = || next(&run, &waits).map(|(_, stop)| stop);

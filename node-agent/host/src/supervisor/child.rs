@@ -3,7 +3,7 @@
 
 use std::{
     fs::File,
-    io::{self, Read},
+    io::{self, PipeWriter, Read},
     os::{
         fd::{AsFd, OwnedFd},
         unix::{
@@ -33,13 +33,13 @@ fn this_program(command: &str) -> Command {
     program
 }
 
-/// Starts a worker whose link is its standard input.
+/// Starts a worker. Its link is its standard input; what it says when a fault ends it, its standard output.
 ///
 /// # Errors
 ///
 /// What the kernel says.
-pub fn worker(link: UnixStream) -> io::Result<Child> {
-    this_program("worker").stdin(OwnedFd::from(link)).stdout(Stdio::null()).spawn()
+pub fn worker(link: UnixStream, last_words: PipeWriter) -> io::Result<Child> {
+    this_program("worker").stdin(OwnedFd::from(link)).stdout(last_words).spawn()
 }
 
 /// Runs a compiler to its end. The descriptors are the component to read and the file to write; it gets no others.

@@ -9,22 +9,30 @@ use std::{
     path::{Path, PathBuf},
     sync::mpsc::Sender,
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use pillion_protocol::{
-    keeper::{Endpoint, FromHost, MAX_MESSAGE, ToHost},
-    pod::Pod,
+    keeper::{Endpoint, Fate, FromHost, MAX_MESSAGE, ToHost, VERSION},
+    name::Name,
 };
-use pillion_sockets::{link::Link, listen, sys};
+use pillion_sockets::{
+    link::{Incoming, Link},
+    listen,
+};
 
 use super::{
-    Input, Supervisor,
+    BindingKey, Bound, Input, Supervisor,
     message::{Binding, ToWorker},
 };
 
-/// How long to wait before a keeper that is away is looked for again.
+/// How long to wait before a keeper that is away is looked for again: at first, and at most. A keeper that this host does not
+/// understand, or the other way round, is left alone after a while.
 const AGAIN: Duration = Duration::from_millis(50);
+const AGAIN_AT_MOST: Duration = Duration::from_secs(5);
+
+/// How long a connection has to last to be taken for a good one.
+const LASTING: Duration = Duration::from_secs(2);
 
 /// Follows the keeper at `socket` for as long as the process lives.
 ///
@@ -33,74 +41,128 @@ const AGAIN: Duration = Duration::from_millis(50);
 /// A thread that cannot be started.
 pub fn follow(socket: PathBuf, inputs: Sender<Input>) -> io::Result<()> {
     thread::Builder::new().name("keeper".into()).spawn(move || {
-        let mut away = false;
+        let (mut said, mut pause) = (None, AGAIN);
         loop {
-            match listen_to(&socket, &inputs, &mut away) {
-                Ok(()) => return,
-                Err(error) if !away => {
-                    tracing::warn!(socket = %socket.display(), %error, "the keeper is away: what is bound stays so");
-                    away = true;
-                }
-                Err(_) => {}
+            let mut connected = None;
+            let Err(error) = listen_to(&socket, &inputs, &mut connected) else { return };
+            if connected.is_some_and(|connected: Instant| connected.elapsed() > LASTING) {
+                (said, pause) = (None, AGAIN);
             }
-            thread::sleep(AGAIN);
+            let error = error.to_string();
+            if said.as_ref() != Some(&error) {
+                tracing::warn!(socket = %socket.display(), error, "the keeper is away: what is bound stays so");
+                said = Some(error);
+            }
+            thread::sleep(pause);
+            // One that is not there yet is looked for all the time.
+            if connected.is_some() {
+                pause = (pause * 2).min(AGAIN_AT_MOST);
+            }
         }
     })?;
     Ok(())
 }
 
 /// Listens until the keeper goes, which is an error, or the supervisor does.
-fn listen_to(socket: &Path, inputs: &Sender<Input>, away: &mut bool) -> io::Result<()> {
+fn listen_to(socket: &Path, inputs: &Sender<Input>, connected: &mut Option<Instant>) -> io::Result<()> {
     let mut link = Link::bounded(UnixStream::connect(socket)?, MAX_MESSAGE);
-    *away = false;
-    if inputs.send(Input::KeeperConnected(link.try_clone()?)).is_err() {
-        return Ok(());
-    }
+    *connected = Some(Instant::now());
     loop {
-        let incoming = link.receive::<ToHost>()?;
-        if inputs.send(Input::Keeper(incoming.message, incoming.descriptors)).is_err() {
+        if inputs.send(Input::KeeperConnected(link.try_clone()?)).is_err() {
             return Ok(());
         }
+        let next = loop {
+            let Incoming { message, mut descriptors } = link.receive::<ToHost>()?;
+            if message == ToHost::Moved
+                && let Some(next) = descriptors.pop()
+            {
+                break UnixStream::from(next);
+            }
+            if inputs.send(Input::Keeper(message, descriptors)).is_err() {
+                return Ok(());
+            }
+        };
+        tracing::info!("another keeper took the place of the one before");
+        link = Link::bounded(next, MAX_MESSAGE);
     }
+}
+
+/// The most listeners that a host takes: three quarters of its descriptors. The rest is for connections, calls out and files.
+fn listeners_max() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX) / 4 * 3
+}
+
+/// As much of a text as a message has room for.
+fn shortened(fate: Fate) -> Fate {
+    match fate {
+        Fate::Failed(text) => Fate::Failed(text.chars().take(1_000).collect()),
+        Fate::Ready => Fate::Ready,
+    }
+}
+
+/// Whether two descriptors are the same socket.
+fn is_same(a: &OwnedFd, b: &OwnedFd) -> bool {
+    let identity = |socket| rustix::fs::fstat(socket).map(|stat| (stat.st_dev, stat.st_ino));
+    matches!((identity(a), identity(b)), (Ok(a), Ok(b)) if a == b)
 }
 
 impl Supervisor {
     /// Hands back what is held, then hears what is bound.
-    pub(super) fn meet_keeper(&mut self, keeper: &Link) {
+    pub(super) fn meet_keeper(&mut self, keeper: Link) {
         self.told.clear();
-        if let Err(error) = self.hand_back(keeper) {
+        if let Err(error) = self.hand_back(&keeper) {
             tracing::warn!(%error, "the keeper went away while it was told what is held");
         }
+        self.keeper = Some(keeper);
     }
 
     fn hand_back(&self, keeper: &Link) -> io::Result<()> {
-        for (binding, listeners) in &self.desired.bindings {
-            let (Some(pod), Some(first)) = (&binding.pod, listeners.first()) else { continue };
-            let netns_cookie = sys::netns_cookie(first)?;
-            let endpoint = Endpoint { pod: pod.clone(), name: binding.name.clone(), port: binding.port, netns_cookie };
+        keeper.send(&FromHost::Hello { version: VERSION, listeners_max: listeners_max() }, &[])?;
+        for Bound { endpoint, listeners, .. } in self.desired.bindings.values() {
+            let Some(endpoint) = endpoint.clone() else { continue };
             let descriptors: Vec<_> = listeners.iter().map(AsFd::as_fd).collect();
             keeper.send(&FromHost::Held(endpoint), &descriptors)?;
         }
+        for (name, component) in &self.desired.components {
+            if let Some(fate) = component.fate.clone() {
+                keeper.send(&FromHost::Component { name: name.clone(), fate: shortened(fate) }, &[])?;
+            }
+        }
         keeper.send(&FromHost::Complete, &[])
+    }
+
+    /// Tells the keeper what became of a component, if that is known.
+    pub(super) fn tell_fate(&self, name: &Name) {
+        let unknown = || Some(Fate::Failed(format!("there is no component {name:?}")));
+        let fate = self.desired.components.get(name).map_or_else(unknown, |component| component.fate.clone());
+        let (Some(keeper), Some(fate)) = (&self.keeper, fate) else { return };
+        // A keeper that cannot be told is gone, and the next one is told everything.
+        _ = keeper.send(&FromHost::Component { name: name.clone(), fate: shortened(fate) }, &[]);
     }
 
     pub(super) fn hear_keeper(&mut self, said: ToHost, descriptors: Vec<OwnedFd>) {
         match said {
             ToHost::Bind(endpoint) => self.bind(endpoint, descriptors),
-            ToHost::Unbind(pod) => self.unbind(&pod),
+            ToHost::Unbind { pod, port } => self.unbind(&(Some(pod), port)),
+            ToHost::Failed { pod, why } => {
+                tracing::error!(namespace = pod.namespace, pod = pod.name, why, "a pod's endpoints are missing");
+            }
             ToHost::Complete => {
-                // What the keeper closed while nobody heard it. It forgets a pod only when its namespace is gone.
-                let pods = self.desired.bindings.iter().filter_map(|(binding, _)| binding.pod.clone());
-                let gone: Vec<Pod> = pods.filter(|pod| !self.told.iter().any(|(uid, _)| *uid == pod.uid)).collect();
-                for pod in &gone {
-                    self.unbind(pod);
+                // What the keeper closed while nobody heard it.
+                let of_keeper = |key: &&BindingKey| key.0.is_some();
+                let gone = self.desired.bindings.keys().filter(of_keeper).filter(|key| !self.told.contains(key));
+                for key in gone.cloned().collect::<Vec<_>>() {
+                    self.unbind(&key);
                 }
             }
+            // The thread that listens has followed already.
+            ToHost::Moved => {}
         }
     }
 
     fn bind(&mut self, endpoint: Endpoint, descriptors: Vec<OwnedFd>) {
-        let Endpoint { pod, name, port, netns_cookie } = endpoint;
+        let Endpoint { pod, port, netns_cookie, name, .. } = endpoint.clone();
         let is_good = |descriptor: &OwnedFd| match listen::check(descriptor, port.get(), netns_cookie) {
             Ok(()) => true,
             Err(error) => {
@@ -110,17 +172,26 @@ impl Supervisor {
             }
         };
         let listeners: Vec<_> = descriptors.into_iter().filter(is_good).collect();
-        self.told.insert((pod.uid.clone(), port));
+        let key = (Some(pod.uid.clone()), port);
+        self.told.insert(key.clone());
         let binding = Binding { component: name.clone(), name, port, pod: Some(pod) };
-        let descriptors: Vec<_> = listeners.iter().map(AsFd::as_fd).collect();
-        self.tell_with(&ToWorker::Bind(binding.clone()), &descriptors);
-        self.desired.bindings.retain(|(known, _)| !(known.pod == binding.pod && known.port == binding.port));
-        self.desired.bindings.push((binding, listeners));
+        let served = self.desired.bindings.get(&key).is_some_and(|known| {
+            let same = known.listeners.iter().zip(&listeners).all(|(known, told)| is_same(known, told));
+            same && known.binding == binding && known.listeners.len() == listeners.len()
+        });
+        if !served {
+            let descriptors: Vec<_> = listeners.iter().map(AsFd::as_fd).collect();
+            self.tell_with(&ToWorker::Bind(binding.clone()), &descriptors);
+            self.tell_fate(&binding.component);
+            self.desired.bindings.insert(key, Bound { binding, listeners, endpoint: Some(endpoint) });
+        }
     }
 
-    fn unbind(&mut self, pod: &Pod) {
-        self.told.retain(|(uid, _)| *uid != pod.uid);
-        self.desired.bindings.retain(|(binding, _)| binding.pod.as_ref().is_none_or(|of| of.uid != pod.uid));
-        self.tell(&ToWorker::Unbind(pod.uid.clone()));
+    fn unbind(&mut self, key: &BindingKey) {
+        self.told.remove(key);
+        self.desired.bindings.remove(key);
+        if let (Some(pod), port) = key {
+            self.tell(&ToWorker::Unbind(pod.clone(), *port));
+        }
     }
 }

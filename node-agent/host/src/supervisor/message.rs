@@ -94,8 +94,10 @@ pub enum ToWorker {
     ComponentGone(Name),
     /// A binding. Its listeners come as descriptors, and replace those that came for it before.
     Bind(Binding),
-    /// A pod's bindings are no more.
-    Unbind(PodUid),
+    /// A pod's binding is no more.
+    Unbind(PodUid, Port),
+    /// What has this digest took workers down: it is not run.
+    Quarantined(Digest),
     /// Everything there is was told.
     Complete,
     /// A compilation ended.
@@ -116,6 +118,13 @@ pub enum FromWorker {
     Compile {
         /// For the answer.
         id: u64,
+    },
+    /// What became of a component, whether it is bound or not: the digest of what is there to serve, or why nothing new is.
+    Decided {
+        /// The component.
+        component: Name,
+        /// What became of it.
+        result: Result<Digest, String>,
     },
     /// Something that people want to know.
     Event(Event),
@@ -197,4 +206,6 @@ pub enum Reason {
     Unknown,
     /// The port cannot be listened on.
     Port,
+    /// The component took workers down.
+    Quarantined,
 }

@@ -9,7 +9,8 @@ pub mod keeper;
 pub mod message;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    io::{PipeReader, Read},
     os::fd::{AsFd, OwnedFd},
     os::unix::net::UnixStream,
     process::Child,
@@ -19,7 +20,12 @@ use std::{
 };
 
 use pillion_protocol::{
-    annotation::Port, component::ComponentSpec, digest::Digest, keeper::ToHost, name::Name, pod::PodUid,
+    annotation::Port,
+    component::ComponentSpec,
+    digest::Digest,
+    keeper::{Endpoint, Fate, ToHost},
+    name::Name,
+    pod::PodUid,
 };
 use pillion_sockets::link::{Incoming, Link};
 
@@ -27,6 +33,9 @@ use self::message::{Binding, Event, FromWorker, Settings, ToWorker};
 
 /// A worker that lived for less than this is not started again at once, but after as long a pause.
 const CRASH_LOOP: Duration = Duration::from_secs(1);
+
+/// A component that took so many workers down is not run again.
+const QUARANTINE: u32 = 2;
 
 /// So many workers in a row that fail before they say anything are a fault that the next one will not mend.
 const STILLBORN: u32 = 5;
@@ -57,8 +66,32 @@ pub struct Desired {
     pub settings: Settings,
     /// Components by name.
     pub components: BTreeMap<Name, Component>,
-    /// Bindings with the listeners of each.
-    pub bindings: Vec<(Binding, Vec<OwnedFd>)>,
+    /// Bindings.
+    pub bindings: BTreeMap<BindingKey, Bound>,
+}
+
+/// Identifies a binding: by the pod that it is in, and its port.
+pub type BindingKey = (Option<PodUid>, Port);
+
+/// A binding with its listeners.
+pub struct Bound {
+    binding: Binding,
+    listeners: Vec<OwnedFd>,
+    /// What the keeper told of it; `None` on a laptop.
+    endpoint: Option<Endpoint>,
+}
+
+impl Bound {
+    /// The component that is bound.
+    pub fn component(&self) -> &Name {
+        &self.binding.component
+    }
+}
+
+impl From<(Binding, Vec<OwnedFd>)> for Bound {
+    fn from((binding, listeners): (Binding, Vec<OwnedFd>)) -> Self {
+        Self { binding, listeners, endpoint: None }
+    }
 }
 
 /// A component that is wanted.
@@ -68,11 +101,13 @@ pub struct Component {
     served: Option<Digest>,
     /// It has changed since, and what becomes of that is not known yet.
     changed: bool,
+    /// What became of it, as far as that is known.
+    fate: Option<Fate>,
 }
 
 impl From<ComponentSpec> for Component {
     fn from(spec: ComponentSpec) -> Self {
-        Self { spec, served: None, changed: false }
+        Self { spec, served: None, changed: false, fate: None }
     }
 }
 
@@ -84,8 +119,12 @@ pub struct Supervisor {
     /// The number of the current worker: 0 for the first.
     generation: u32,
     terminating: bool,
-    /// What the keeper has told since it connected.
-    told: BTreeSet<(PodUid, Port)>,
+    /// The keeper, once one was there.
+    keeper: Option<Link>,
+    /// What it has told since it connected.
+    told: BTreeSet<BindingKey>,
+    /// Components that took a worker down, and how often.
+    culprits: HashMap<Digest, u32>,
     /// Workers in a row that failed before they said anything.
     stillborn: u32,
 }
@@ -93,6 +132,8 @@ pub struct Supervisor {
 struct Worker {
     process: Child,
     link: Link,
+    /// What it says when a fault ends it.
+    last_words: PipeReader,
     started: Instant,
 }
 
@@ -105,7 +146,9 @@ impl Supervisor {
             worker: None,
             generation: 0,
             terminating: false,
+            keeper: None,
             told: BTreeSet::new(),
+            culprits: HashMap::new(),
             stillborn: 0,
         }
     }
@@ -128,8 +171,8 @@ impl Supervisor {
                     self.stillborn = 0;
                     match incoming.message {
                         FromWorker::Compile { id } => self.compile(id, incoming.descriptors),
+                        FromWorker::Decided { component, result } => self.remember(&component, result),
                         FromWorker::Event(event) => {
-                            self.remember(&event);
                             let drained = matches!(event, Event::Drained { .. });
                             report(event);
                             if drained {
@@ -159,13 +202,15 @@ impl Supervisor {
                     self.tell(&ToWorker::Component { name: name.clone(), spec: spec.clone(), served: None });
                     // Should the new version turn out to be broken, the old one serves on.
                     let served = self.desired.components.get(&name).and_then(|known| known.served);
-                    self.desired.components.insert(name, Component { spec: *spec, served, changed: true });
+                    let fate = served.map(|_| Fate::Ready);
+                    self.desired.components.insert(name, Component { spec: *spec, served, changed: true, fate });
                 }
                 Input::ComponentGone(name) => {
                     self.desired.components.remove(&name);
+                    self.tell_fate(&name);
                     self.tell(&ToWorker::ComponentGone(name));
                 }
-                Input::KeeperConnected(link) => self.meet_keeper(&link),
+                Input::KeeperConnected(link) => self.meet_keeper(link),
                 Input::Keeper(said, descriptors) => self.hear_keeper(said, descriptors),
                 Input::Terminate if self.terminating => {
                     // Asked twice: at once.
@@ -179,25 +224,29 @@ impl Supervisor {
         }
     }
 
-    fn remember(&mut self, event: &Event) {
-        let (component, digest) = match event {
-            Event::Ready { component, digest, .. } => (component, Some(*digest)),
-            Event::Failed { component, .. } => (component, None),
-            _ => return,
+    fn remember(&mut self, component: &Name, result: Result<Digest, String>) {
+        let Some(known) = self.desired.components.get_mut(component) else { return };
+        known.changed = false;
+        known.served = result.as_ref().ok().copied().or(known.served);
+        // What serves goes on serving: a broken new version does not take the old one's place.
+        let fate = match (known.served, result) {
+            (None, Err(message)) => Fate::Failed(message),
+            _ => Fate::Ready,
         };
-        if let Some(known) = self.desired.components.get_mut(component) {
-            known.served = digest.or(known.served);
-            known.changed = false;
+        if known.fate.as_ref() != Some(&fate) {
+            known.fate = Some(fate);
+            self.tell_fate(component);
         }
     }
 
     fn start_worker(&mut self, report: &mut impl FnMut(Event)) -> anyhow::Result<()> {
         let (ours, theirs) = UnixStream::pair()?;
-        let process = child::worker(theirs)?;
+        let (last_words, mouth) = std::io::pipe()?;
+        let process = child::worker(theirs, mouth)?;
         report(Event::Worker { pid: process.id(), restarts: self.generation });
         let link = Link::new(ours);
         self.read_from(link.try_clone()?)?;
-        self.worker = Some(Worker { process, link, started: Instant::now() });
+        self.worker = Some(Worker { process, link, last_words, started: Instant::now() });
         self.tell_everything();
         Ok(())
     }
@@ -220,11 +269,14 @@ impl Supervisor {
         let Desired { settings, components, bindings } = &self.desired;
         self.tell(&ToWorker::Settings(settings.clone()));
         // Bindings first: what becomes of a component is told for each binding that there is.
-        for (binding, listeners) in bindings {
+        for Bound { binding, listeners, .. } in bindings.values() {
             let descriptors: Vec<_> = listeners.iter().map(AsFd::as_fd).collect();
             self.tell_with(&ToWorker::Bind(binding.clone()), &descriptors);
         }
-        for (name, Component { spec, served, changed }) in components {
+        for (digest, _) in self.culprits.iter().filter(|(_, deaths)| **deaths >= QUARANTINE) {
+            self.tell(&ToWorker::Quarantined(*digest));
+        }
+        for (name, Component { spec, served, changed, .. }) in components {
             let (name, spec) = (name.clone(), Box::new(spec.clone()));
             self.tell(&ToWorker::Component { name, spec, served: served.filter(|_| !changed) });
         }
@@ -270,11 +322,30 @@ impl Supervisor {
         // One that is killed says nothing about the next one.
         self.stillborn += u32::from(failed);
         tracing::error!(%status, pid = worker.process.id(), "the worker died; the next one starts");
+        if let Some(culprit) = last_words(&mut worker.last_words) {
+            self.blame(culprit);
+        }
         let lived = worker.started.elapsed();
         if lived < CRASH_LOOP && self.generation > 2 {
             thread::sleep(CRASH_LOOP.saturating_sub(lived));
         }
         false
+    }
+
+    /// Takes note of a component that took a worker down. The next worker is told of those that did so too often.
+    fn blame(&mut self, culprit: Digest) {
+        let deaths = self.culprits.entry(culprit).or_default();
+        *deaths += 1;
+        let (deaths, quarantined) = (*deaths, *deaths >= QUARANTINE);
+        let running = |component: &&Component| component.served == Some(culprit);
+        let names = self.desired.components.iter().filter(|(_, component)| running(component)).map(|(name, _)| name);
+        let components = names.map(Name::as_str).collect::<Vec<_>>().join(", ");
+        tracing::error!(components, %culprit, deaths, quarantined, "the worker died while it ran this component");
+        if quarantined {
+            self.desired.components.values_mut().filter(|component| running(&&**component)).for_each(|component| {
+                component.served = None;
+            });
+        }
     }
 
     fn end_worker(&mut self) -> anyhow::Result<()> {
@@ -284,4 +355,11 @@ impl Supervisor {
         }
         Ok(())
     }
+}
+
+/// What the worker said as it died: the component that the dying thread ran, if it ran one.
+fn last_words(pipe: &mut PipeReader) -> Option<Digest> {
+    let mut digest = [0; 32];
+    pipe.read_exact(&mut digest).ok()?;
+    Some(Digest::from_sha256(digest))
 }

@@ -19,6 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use pillion_confine::Process;
 use pillion_protocol::{annotation::Port, pod::PodUid};
 use pillion_sockets::link::{Incoming, Link};
 use tokio::{
@@ -38,7 +39,7 @@ use crate::{
     scheduler::{
         Scheduler,
         budget::{InstanceBudget, MemoryBudget, node_memory},
-        cores,
+        cores, culprit,
     },
     store::Library,
     supervisor::message::{Event, FromWorker, Settings, ToWorker},
@@ -64,6 +65,8 @@ pub fn main() -> anyhow::Result<()> {
         anyhow::bail!("the supervisor's first message is not the settings");
     };
     settings.log.start();
+    culprit::name_culprits()?;
+    Process::Worker.confine()?;
     let control = Builder::new_current_thread().thread_name("control").enable_all().max_blocking_threads(8).build()?;
     let front = Builder::new_multi_thread().worker_threads(cores()).thread_name("front").enable_all().build()?;
     let worker = Worker::new(settings, link.try_clone()?, descriptors, front.handle().clone())?;
@@ -184,16 +187,13 @@ impl Worker {
                     self.preparer.report(event);
                 }
             }
-            ToWorker::Unbind(pod) => {
-                self.registry.unbind(&pod);
-                self.endpoints.retain(|(of, _), endpoint| {
-                    let stays = of.as_ref() != Some(&pod);
-                    if !stays {
-                        endpoint.close();
-                    }
-                    stays
-                });
+            ToWorker::Unbind(pod, port) => {
+                self.registry.unbind(&pod, port);
+                if let Some(endpoint) = self.endpoints.remove(&(Some(pod), port)) {
+                    endpoint.close();
+                }
             }
+            ToWorker::Quarantined(digest) => self.preparer.quarantine(digest),
             ToWorker::Bind(binding) => {
                 let key = (binding.pod.as_ref().map(|pod| pod.uid.clone()), binding.port);
                 let endpoint = match self.endpoints.get(&key) {
@@ -239,7 +239,14 @@ impl Worker {
     }
 
     fn prepared(&mut self, prepared: Prepared) {
-        for event in self.registry.decide(prepared) {
+        let component = prepared.preparation.name.clone();
+        let result = match &prepared.result {
+            Ok(outcome) => Ok(outcome.version.digest),
+            Err(failure) => Err(failure.message.clone()),
+        };
+        let Some(events) = self.registry.decide(prepared) else { return };
+        self.preparer.send(&FromWorker::Decided { component, result }, &[]);
+        for event in events {
             self.preparer.report(event);
         }
     }

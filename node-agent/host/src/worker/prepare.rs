@@ -1,7 +1,7 @@
 //! Preparing a component: its file into the store, its native code from the store or from a compiler, checked against its limits.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     os::fd::{AsFd, BorrowedFd},
     path::Path,
     sync::{
@@ -78,6 +78,8 @@ pub(super) struct Preparer {
     library: Library,
     link: Link,
     next: AtomicU64,
+    /// What took workers down.
+    quarantined: Mutex<HashSet<Digest>>,
     /// Compilations that the supervisor was asked for.
     asked: Mutex<HashMap<u64, oneshot::Sender<Result<Facts, String>>>>,
 }
@@ -90,7 +92,7 @@ impl Failure {
 
 impl Preparer {
     pub(super) fn new(library: Library, link: Link) -> Self {
-        Self { library, link, next: AtomicU64::new(0), asked: Mutex::default() }
+        Self { library, link, next: AtomicU64::new(0), quarantined: Mutex::default(), asked: Mutex::default() }
     }
 
     /// Sends to the supervisor. It has gone only if we are about to end.
@@ -104,17 +106,26 @@ impl Preparer {
     pub(super) async fn look_up(self: Arc<Self>, preparation: Preparation) -> LookedUp {
         let Image::Path(path) = preparation.spec.image.clone();
         let (anew, served) = (preparation.anew, preparation.served);
+        let preparer = Arc::clone(&self);
         let found = blocking(move || {
-            let (artifact, native) = match served.and_then(|digest| self.library.find_again(digest)) {
+            let library = &preparer.library;
+            let (artifact, native) = match served.and_then(|digest| library.find_again(digest)) {
                 Some(found) => found,
-                None => self.library.find(Path::new(&path))?,
+                None => library.find(Path::new(&path))?,
             };
             if let Some(native) = native.as_ref().filter(|_| anew) {
-                self.library.forget(&artifact, native);
+                library.forget(&artifact, native);
             }
             Ok((artifact, native.filter(|_| !anew)))
         })
         .await;
+        if let Ok((artifact, _)) = &found
+            && self.is_quarantined(artifact.digest)
+        {
+            let message = "it took the host's worker down, more than once: it is not run again until it is another one, or the host is started anew";
+            let result = Err(Failure::new(Reason::Quarantined, message));
+            return LookedUp::Prepared(Prepared { preparation, result });
+        }
         match found {
             Ok((artifact, None)) => LookedUp::Uncompiled(Unprepared { preparation, artifact }),
             Ok((artifact, Some(native))) => {
@@ -148,6 +159,15 @@ impl Preparer {
         let facts = answer.map_err(|error| Failure::new(Reason::Component, error))?;
         let (preparer, artifact) = (Arc::clone(self), artifact.clone());
         blocking(move || preparer.library.finish(&artifact, job, facts)).await
+    }
+
+    /// What has this digest is not to be run.
+    pub(super) fn quarantine(&self, digest: Digest) {
+        self.quarantined.lock().unwrap_or_else(PoisonError::into_inner).insert(digest);
+    }
+
+    fn is_quarantined(&self, digest: Digest) -> bool {
+        self.quarantined.lock().unwrap_or_else(PoisonError::into_inner).contains(&digest)
     }
 
     /// Takes in what the supervisor says of a compilation.

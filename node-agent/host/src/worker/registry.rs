@@ -3,6 +3,7 @@
 use std::{collections::HashMap, sync::Arc, time::Instant};
 
 use pillion_protocol::{
+    annotation::Port,
     component::{ComponentSpec, Limits},
     name::Name,
     pod::PodUid,
@@ -93,10 +94,12 @@ impl Registry {
         known.state.subscribe()
     }
 
-    /// A pod's bindings are no more.
-    pub(super) fn unbind(&mut self, pod: &PodUid) {
+    /// A pod's binding is no more.
+    pub(super) fn unbind(&mut self, pod: &PodUid, port: Port) {
         for known in self.components.values_mut() {
-            known.bindings.retain(|binding| binding.pod.as_ref().is_none_or(|of| of.uid != *pod));
+            known
+                .bindings
+                .retain(|binding| binding.port != port || binding.pod.as_ref().is_none_or(|of| of.uid != *pod));
         }
     }
 
@@ -114,21 +117,21 @@ impl Registry {
         unknown.flat_map(|(name, known)| known.fail_unknown(name)).collect()
     }
 
-    /// Takes in what became of a preparation; gives what people want to know of it.
-    pub(super) fn decide(&mut self, prepared: Prepared) -> Vec<Event> {
+    /// Takes in what became of a preparation; gives what people want to know of it, or `None` if it does not count any more.
+    pub(super) fn decide(&mut self, prepared: Prepared) -> Option<Vec<Event>> {
         let Prepared { preparation, result } = prepared;
-        let Some(known) = self.components.get_mut(&preparation.name) else { return Vec::new() };
+        let known = self.components.get_mut(&preparation.name)?;
         match &mut known.wanted {
             Some(wanted) if wanted.generation == preparation.generation => wanted.decided = true,
             // A newer one is on its way.
-            _ => return Vec::new(),
+            _ => return None,
         }
         let now = known.state.borrow().clone();
         if let (State::Ready(now), Ok(Outcome { version, compiled: false })) = (&now, &result)
             && now.digest == version.digest
             && now.spec == version.spec
         {
-            return Vec::new();
+            return Some(Vec::new());
         }
         let events = known.bindings.iter().map(|binding| event(binding, &preparation, &result)).collect();
         match (now, result) {
@@ -140,7 +143,7 @@ impl Registry {
             (State::Ready(_), Err(_)) => {}
             (_, Err(failure)) => _ = known.state.send_replace(State::Failed(failure.message.into())),
         }
-        events
+        Some(events)
     }
 
     /// The numbers of bindings that are ready and that failed, if none is being prepared.
@@ -213,7 +216,7 @@ mod tests {
             matches!(&events[..], [Event::Failed { reason: Reason::Unknown, message, .. }] if message.contains("\"b\""))
         );
         assert!(matches!(&*unknown.borrow(), State::Failed(_)));
-        let events = registry.decide(unprepared(&first, "broken"));
+        let events = registry.decide(unprepared(&first, "broken")).unwrap();
         assert!(matches!(&events[..], [Event::Failed { message, .. }] if message == "broken"));
         assert!(matches!(&*state.borrow(), State::Failed(why) if &**why == "broken"));
         assert_eq!(registry.all_decided(), Some((0, 2)));
@@ -243,8 +246,8 @@ mod tests {
         let state = registry.bind(binding("a", 8080));
         let first = registry.want("a".parse().unwrap(), spec());
         let second = registry.want("a".parse().unwrap(), spec());
-        assert!(registry.decide(unprepared(&first, "old")).is_empty());
+        assert!(registry.decide(unprepared(&first, "old")).is_none());
         assert!(matches!(&*state.borrow(), State::Preparing(_)));
-        assert_eq!(registry.decide(unprepared(&second, "new")).len(), 1);
+        assert_eq!(registry.decide(unprepared(&second, "new")).map(|events| events.len()), Some(1));
     }
 }

@@ -1,0 +1,182 @@
+//! What each of a node's processes may ask of the kernel: its capabilities, and its system calls.
+//!
+//! Every process confines itself as it begins, before it starts a thread, whoever started it and with whatever rights. What it gives
+//! up it cannot get back: `no_new_privs` is set, and children inherit the filter and add their own to it.
+//!
+//! | file | holds |
+//! |---|---|
+//! | [`calls`] | system calls by what they are for |
+
+#![forbid(unsafe_code)]
+
+mod calls;
+
+use std::collections::BTreeMap;
+
+use rustix::thread::{CapabilitySet, CapabilitySets};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+};
+
+/// A process of the node's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Process {
+    /// Enters network namespaces and holds listeners.
+    Keeper,
+    /// Starts workers and compilers.
+    Supervisor,
+    /// Runs guests.
+    Worker,
+    /// Compiles one component, on one thread, from a descriptor to another.
+    Compiler,
+}
+
+/// Why a process cannot be confined.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfineError {
+    /// The kernel refuses.
+    #[error("capabilities cannot be dropped: {0}")]
+    Capabilities(#[source] rustix::io::Errno),
+    /// The kernel cannot filter system calls, or not on this architecture.
+    #[error("system calls cannot be filtered: {0}")]
+    Filter(#[from] seccompiler::Error),
+    /// The filter is none.
+    #[error("system calls cannot be filtered: {0}")]
+    Backend(#[from] seccompiler::BackendError),
+}
+
+impl Process {
+    /// The capabilities that it keeps, if it has them.
+    ///
+    /// CAP_SYS_ADMIN: `setns` into pods' network namespaces. CAP_SYS_PTRACE: to look at `/proc/PID/ns/net` of pods' processes.
+    fn capabilities(self) -> CapabilitySet {
+        match self {
+            Self::Keeper => CapabilitySet::SYS_ADMIN | CapabilitySet::SYS_PTRACE,
+            Self::Supervisor | Self::Worker | Self::Compiler => CapabilitySet::empty(),
+        }
+    }
+
+    fn calls(self) -> Vec<&'static [i64]> {
+        use calls::{BASE, FILES, NAMESPACES, POLLING, SCHEDULING, SOCKETS, SPAWNING, THREADS, WATCHING};
+        match self {
+            Self::Keeper => vec![BASE, THREADS, FILES, POLLING, SOCKETS, NAMESPACES],
+            Self::Supervisor => vec![BASE, THREADS, FILES, POLLING, SOCKETS, SCHEDULING, WATCHING, SPAWNING],
+            Self::Worker => vec![BASE, THREADS, FILES, POLLING, SOCKETS, SCHEDULING],
+            Self::Compiler => vec![BASE],
+        }
+    }
+
+    /// Confines the calling thread, and every thread that it starts from now on.
+    ///
+    /// # Errors
+    ///
+    /// See [`ConfineError`].
+    pub fn confine(self) -> Result<(), ConfineError> {
+        drop_capabilities(self.capabilities()).map_err(ConfineError::Capabilities)?;
+        // This sets no_new_privs, too.
+        Ok(seccompiler::apply_filter(&self.filter()?)?)
+    }
+
+    /// Whatever is not listed fails with ENOSYS, as on a kernel that does not know it: libraries fall back.
+    fn filter(self) -> Result<BpfProgram, ConfineError> {
+        let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
+            self.calls().into_iter().flatten().map(|call| (*call, Vec::new())).collect();
+        // A new process is refused where there is no spawning; a new thread is not. clone3 cannot be looked into.
+        if self.calls().contains(&calls::THREADS) && !self.calls().contains(&calls::SPAWNING) {
+            let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
+            let is_thread = SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(thread), thread)?;
+            rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![is_thread])?]);
+        }
+        let otherwise = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
+        let filter = SeccompFilter::new(rules, otherwise, SeccompAction::Allow, std::env::consts::ARCH.try_into()?)?;
+        Ok(filter.try_into()?)
+    }
+}
+
+/// Keeps what is in `keep`, as far as the process has it, and drops everything else for good.
+fn drop_capabilities(keep: CapabilitySet) -> rustix::io::Result<()> {
+    use rustix::thread;
+    let now = thread::capabilities(None)?;
+    if now.effective.contains(CapabilitySet::SETPCAP) {
+        for capability in CapabilitySet::all().difference(keep).iter() {
+            match thread::remove_capability_from_bounding_set(capability) {
+                // One that this kernel does not know.
+                Ok(()) | Err(rustix::io::Errno::INVAL) => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    thread::clear_ambient_capability_set()?;
+    let kept = now.permitted.intersection(keep);
+    thread::set_capabilities(
+        None,
+        CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() },
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, net::TcpListener, os::fd::AsFd, process::Command, thread};
+
+    use rustix::thread::{LinkNameSpaceType, capabilities, move_into_link_name_space, no_new_privs};
+
+    use super::*;
+
+    /// On a thread of its own, as far as a filter is concerned a process of its own.
+    fn confined<T: Send + 'static>(process: Process, then: impl FnOnce() -> T + Send + 'static) -> T {
+        let within = move || {
+            process.confine().unwrap();
+            assert!(no_new_privs().unwrap());
+            then()
+        };
+        thread::spawn(within).join().unwrap()
+    }
+
+    fn enter_own_namespace() -> rustix::io::Result<()> {
+        let netns = File::open("/proc/thread-self/ns/net").unwrap();
+        move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))
+    }
+
+    #[test]
+    fn a_worker_enters_nothing_and_starts_nothing() {
+        confined(Process::Worker, || {
+            assert!(enter_own_namespace().is_err());
+            assert_eq!(capabilities(None).unwrap().permitted, CapabilitySet::empty());
+            assert!(Command::new("/bin/true").spawn().is_err());
+            assert!(rustix::mount::mount("none", "/mnt", "tmpfs", rustix::mount::MountFlags::empty(), None).is_err());
+            TcpListener::bind("127.0.0.1:0").unwrap();
+            assert_eq!(thread::spawn(|| 7).join().unwrap(), 7, "threads are started");
+        });
+    }
+
+    #[test]
+    fn a_supervisor_starts_programs_and_enters_nothing() {
+        confined(Process::Supervisor, || {
+            assert!(Command::new("/bin/true").status().unwrap().success());
+            assert!(enter_own_namespace().is_err());
+            assert_eq!(capabilities(None).unwrap().permitted, CapabilitySet::empty());
+        });
+    }
+
+    #[test]
+    fn a_compiler_opens_nothing() {
+        confined(Process::Compiler, || {
+            assert!(File::open("/proc/self/status").is_err());
+            assert!(TcpListener::bind("127.0.0.1:0").is_err());
+            assert!(thread::Builder::new().spawn(|| ()).is_err());
+            assert_eq!(vec![7; 1 << 20].len(), 1 << 20);
+        });
+    }
+
+    #[test]
+    fn a_keeper_enters_namespaces_and_starts_nothing() {
+        let had = capabilities(None).unwrap().permitted;
+        confined(Process::Keeper, move || {
+            let kept = CapabilitySet::SYS_ADMIN | CapabilitySet::SYS_PTRACE;
+            assert_eq!(capabilities(None).unwrap().permitted, had.intersection(kept));
+            assert_eq!(enter_own_namespace().is_ok(), had.contains(CapabilitySet::SYS_ADMIN));
+            assert!(Command::new("/bin/true").spawn().is_err());
+            assert!(!rustix::thread::capability_is_in_bounding_set(CapabilitySet::NET_ADMIN).unwrap());
+        });
+    }
+}

@@ -1,0 +1,113 @@
+//! One keeper takes another's place: every listener, the hosts' connections and the lock travel as descriptors. Until the successor
+//! has said that it holds everything, the old one stays the keeper.
+
+use std::{
+    fs::File,
+    io,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
+    },
+    path::Path,
+    time::Duration,
+};
+
+use pillion_protocol::keeper::{Call, Endpoint, MAX_MESSAGE, Request, Taken, ToHost, ToSuccessor, VERSION};
+use pillion_sockets::link::Link;
+
+use crate::keeper::Keeper;
+
+/// How long each side may be silent.
+const SILENCE: Duration = Duration::from_secs(5);
+
+/// Everything that a keeper gave.
+pub struct Handed {
+    link: Link,
+    /// The endpoints with their listeners.
+    pub endpoints: Vec<(Endpoint, Vec<OwnedFd>)>,
+    /// Connections to hosts.
+    pub hosts: Vec<UnixStream>,
+    /// The lock.
+    pub lock: File,
+}
+
+/// Asks the keeper at `socket` for everything.
+///
+/// # Errors
+///
+/// It refuses, or goes away.
+pub fn ask(socket: &Path, generation: u64) -> io::Result<Handed> {
+    let stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(SILENCE))?;
+    stream.set_write_timeout(Some(SILENCE))?;
+    let mut link = Link::bounded(stream, MAX_MESSAGE);
+    link.send(&Request { version: VERSION, call: Call::Handover { generation } }, &[])?;
+    let (mut endpoints, mut hosts) = (Vec::new(), Vec::new());
+    loop {
+        let incoming = link.receive::<ToSuccessor>()?;
+        let mut descriptors = incoming.descriptors;
+        match incoming.message {
+            ToSuccessor::Held(endpoint) => endpoints.push((endpoint, descriptors)),
+            ToSuccessor::Host => hosts.extend(descriptors.pop().map(UnixStream::from)),
+            ToSuccessor::Complete => {
+                let lock = descriptors.pop().ok_or_else(|| io::Error::other("the lock did not come with the rest"))?;
+                return Ok(Handed { link, endpoints, hosts, lock: lock.into() });
+            }
+            ToSuccessor::Refused(why) => return Err(io::Error::other(why)),
+        }
+    }
+}
+
+impl Handed {
+    /// Says that everything is held: from now on this process is the keeper. Gives the hosts' connections.
+    ///
+    /// # Errors
+    ///
+    /// The old keeper did not wait, and stays the keeper.
+    pub fn take(self) -> io::Result<Vec<UnixStream>> {
+        self.link.send(&Taken, &[])?;
+        Ok(self.hosts)
+    }
+}
+
+impl Keeper {
+    /// Gives everything to a newer keeper. Afterwards this one is none.
+    ///
+    /// # Errors
+    ///
+    /// Who asks is not newer, or does not take it: then this one stays the keeper.
+    pub fn hand_over(&self, generation: u64, mut link: Link) -> io::Result<()> {
+        link.socket().set_read_timeout(Some(SILENCE))?;
+        link.socket().set_write_timeout(Some(SILENCE))?;
+        let own = self.claim.generation;
+        if generation <= own {
+            let why = format!("this keeper's generation is {own}: one of generation {generation} is not newer");
+            link.send(&ToSuccessor::Refused(why.clone()), &[])?;
+            return Err(io::Error::other(why));
+        }
+        for pod in self.pods.values() {
+            for endpoint in pod.endpoints() {
+                let listeners = pod.listeners.get(&endpoint.port);
+                let descriptors = listeners.map_or_else(Vec::new, |listeners| listeners.descriptors());
+                link.send(&ToSuccessor::Held(endpoint), &descriptors)?;
+            }
+        }
+        let connections = self.hosts.reconnect()?;
+        for (_, _, ours) in &connections {
+            link.send(&ToSuccessor::Host, &[ours.as_fd()])?;
+        }
+        link.send(&ToSuccessor::Complete, &[self.claim.lock.as_fd()])?;
+        self.hear_taken(&mut link)?;
+        for (host, theirs, _) in &connections {
+            self.hosts.tell_one(*host, &ToHost::Moved, &[theirs.as_fd()]);
+        }
+        Ok(())
+    }
+
+    fn hear_taken(&self, link: &mut Link) -> io::Result<()> {
+        let Err(silent) = link.receive::<Taken>() else { return Ok(()) };
+        // From here on the successor cannot say it any more, and knows. It may have said so a moment before.
+        _ = link.socket().shutdown(std::net::Shutdown::Both);
+        link.receive::<Taken>().map(drop).map_err(|_| silent)
+    }
+}

@@ -1,0 +1,109 @@
+//! Unix sockets that only known users are served at.
+
+use std::{
+    fs::{self, Permissions},
+    io,
+    os::{
+        fd::AsFd,
+        unix::{
+            fs::PermissionsExt,
+            net::{UnixListener, UnixStream},
+        },
+    },
+    path::Path,
+    thread,
+    time::Duration,
+};
+
+use rustix::process::Uid;
+
+/// How long to wait when no client can be taken in, for example without a descriptor left.
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// Opens a socket at `path`. Whoever listened there before is not disturbed, and found no more.
+///
+/// Its folder is this user's alone if it has to be made. `mode` is the socket's: who may not write cannot connect.
+///
+/// # Errors
+///
+/// What the file system says.
+pub fn open(path: &Path, mode: u32) -> io::Result<UnixListener> {
+    if let Some(folder) = path.parent().filter(|folder| !folder.exists()) {
+        fs::create_dir_all(folder)?;
+        fs::set_permissions(folder, Permissions::from_mode(0o700))?;
+    }
+    // Bound beside, renamed into place: nobody ever finds a name without a listener, nor a socket that is open to others.
+    let new = path.with_extension("new");
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&new)?;
+    fs::set_permissions(&new, Permissions::from_mode(mode))?;
+    fs::rename(&new, path)?;
+    Ok(listener)
+}
+
+/// Hands each client that root, this user, or `also` has started to `serve`, until the listener is [closed](close).
+pub fn accept(listener: &UnixListener, also: Option<u32>, mut serve: impl FnMut(UnixStream) -> io::Result<()>) {
+    for client in listener.incoming() {
+        let served = client.and_then(|client| {
+            if is_trusted(&client, also)? { serve(client) } else { Err(io::ErrorKind::PermissionDenied.into()) }
+        });
+        match served {
+            Ok(()) => {}
+            // Closed, and nothing else.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => return,
+            Err(error) => {
+                tracing::warn!(%error, "a client is not served");
+                if error.kind() != io::ErrorKind::PermissionDenied {
+                    thread::sleep(AGAIN);
+                }
+            }
+        }
+    }
+}
+
+/// Ends [`accept`]: from now on clients are refused.
+pub fn close(listener: impl AsFd) {
+    _ = rustix::net::shutdown(listener, rustix::net::Shutdown::Both);
+}
+
+fn is_trusted(socket: impl AsFd, also: Option<u32>) -> io::Result<bool> {
+    let peer = rustix::net::sockopt::socket_peercred(socket)?;
+    Ok(peer.uid.is_root()
+        || peer.uid == rustix::process::geteuid()
+        || also.is_some_and(|uid| peer.uid == Uid::from_raw(uid)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_moves_to_the_next_one_and_closes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("made/it.sock");
+        let first = open(&path, 0o600).unwrap();
+        let second = open(&path, 0o600).unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o600, 0o700));
+        let served = thread::scope(|scope| {
+            let accepting = scope.spawn(|| {
+                let mut served = 0;
+                accept(&second, None, |_| {
+                    served += 1;
+                    Ok(())
+                });
+                served
+            });
+            UnixStream::connect(&path).unwrap();
+            while first.set_nonblocking(true).is_err() || first.accept().is_ok() {}
+            thread::sleep(Duration::from_millis(20));
+            close(&second);
+            accepting.join().unwrap()
+        });
+        assert_eq!(served, 1);
+        assert!(UnixStream::connect(&path).is_err());
+    }
+}

@@ -1,0 +1,80 @@
+//! `pillion-keeper status`: whether this instance is the keeper, for people and for a readiness probe.
+
+use std::{
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use pillion_protocol::keeper::{Answer, Call, MAX_MESSAGE, Request, Status, VERSION};
+use pillion_sockets::link::Link;
+
+/// How long the keeper may take to answer.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// How a status is printed.
+#[derive(Clone, Copy, Debug, Default, clap::ValueEnum)]
+enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// For machines.
+    Json,
+}
+
+/// Shows what the keeper of this node holds. Fails when there is none, or with --instance when it is another pod's.
+#[derive(Debug, clap::Args)]
+pub struct Command {
+    /// The socket of the CNI plugin
+    #[arg(long, value_name = "PATH", default_value = "/run/pillion/keeper/cni.sock", env = "PILLION_CNI_SOCKET")]
+    cni_socket: PathBuf,
+    /// The folder of the host's socket: fail unless the keeper that answers is the one of this folder. For a readiness probe
+    #[arg(long, value_name = "DIR")]
+    instance: Option<PathBuf>,
+    /// How to print
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+impl Command {
+    /// Asks and prints.
+    ///
+    /// # Errors
+    ///
+    /// There is no keeper, or it is another one.
+    pub fn run(&self) -> Result<ExitCode> {
+        let status = ask(&self.cni_socket).with_context(|| format!("the keeper at {}", self.cni_socket.display()))?;
+        match self.output {
+            Format::Json => println!("{}", serde_json::to_string(&status)?),
+            Format::Text => {
+                let Status { generation, pods, listeners, listeners_max, hosts } = status;
+                println!(
+                    "generation {generation}\npods       {pods}\nlisteners  {listeners} of {listeners_max}\nhosts      {hosts}"
+                );
+            }
+        }
+        if let Some(folder) = &self.instance {
+            let kept = folder.join("generation");
+            let own = std::fs::read_to_string(&kept).with_context(|| kept.display().to_string())?;
+            if own.trim() != status.generation.to_string() {
+                bail!("the keeper has generation {}, this one {}: it is not the keeper", status.generation, own.trim());
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn ask(socket: &Path) -> Result<Status> {
+    let stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(ANSWER))?;
+    stream.set_write_timeout(Some(ANSWER))?;
+    let mut link = Link::bounded(stream, MAX_MESSAGE);
+    link.send(&Request { version: VERSION, call: Call::Status }, &[])?;
+    match link.receive()?.message {
+        Answer::Status(status) => Ok(status),
+        Answer::Refused(why) => bail!(why),
+        Answer::Done => bail!("its answer is none"),
+    }
+}

@@ -1,0 +1,223 @@
+//! Keepers and hosts that take another's place: nobody who connects notices, and nothing is forgotten.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{IpAddr, Ipv4Addr},
+    os::unix::net::UnixStream,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, ensure};
+use pillion_protocol::keeper::{Call, MAX_MESSAGE, Request, ToSuccessor, VERSION};
+use pillion_sockets::link::Link;
+use pillion_tests::{
+    Component,
+    load::{Load, Seen},
+    netns::Netns,
+    node::{Node, Sandbox},
+    process,
+};
+use rustix::process::Signal;
+
+const BOTH: (bool, bool) = (true, true);
+const NEITHER: (bool, bool) = (false, false);
+const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+/// A node that serves `hello` in one pod.
+fn node() -> Result<(Node, Netns)> {
+    let mut node = Node::with_keeper()?;
+    node.add(&Component::guest("hello", "hello-wasip2")?)?;
+    node.start_host()?;
+    let netns = Netns::with_loopback(node.folder(), "a")?;
+    let said = node.cni("ADD", &Sandbox::new("cart-0", "c1", &netns, "hello=8081"))?;
+    ensure!(said.success, "{said:?}");
+    says_hello(&netns)?;
+    Ok((node, netns))
+}
+
+fn says_hello(netns: &Netns) -> Result<()> {
+    let answer = netns.get(V4, 8081, "/")?;
+    ensure!(answer.ends_with("hello\n"), "{answer}");
+    Ok(())
+}
+
+fn eventually(what: &str, attempt: impl Fn() -> Result<()>) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        match attempt() {
+            Err(error) if Instant::now() > end => return Err(error.context(format!("not within 20 s: {what}"))),
+            Err(_) => std::thread::sleep(Duration::from_millis(10)),
+            Ok(()) => return Ok(()),
+        }
+    }
+}
+
+#[test]
+fn a_newer_agent_takes_everything_while_calls_go_on() -> Result<()> {
+    let (mut node, netns) = node()?;
+    let load = Load::start(&netns, 8081, "/", 4)?;
+    std::thread::sleep(Duration::from_millis(500));
+    for generation in 2..=4 {
+        node.replace_agent()?;
+        let status = node.status()?;
+        assert_eq!((&status["generation"], &status["listeners"]), (&generation.into(), &2.into()), "{status}");
+        let (pod, id) = (format!("new-{generation}"), format!("n{generation}"));
+        let new = Netns::with_loopback(node.folder(), &pod)?;
+        assert!(node.cni("ADD", &Sandbox::new(&pod, &id, &new, "hello=8081"))?.success);
+        says_hello(&new)?;
+        assert!(node.cni("DEL", &Sandbox::new(&pod, &id, &new, "hello=8081"))?.success);
+    }
+    let seen = load.end()?;
+    assert!(seen.answers > 100, "{seen:?}");
+    assert_eq!(Seen { answers: 0, ..seen }, Seen::default(), "nothing is refused, lost or wrong");
+    Ok(())
+}
+
+#[test]
+fn while_two_hosts_are_there_both_hear_of_what_comes_and_goes() -> Result<()> {
+    let (mut node, netns) = node()?;
+    let old = node.start_next_agent()?;
+    let other = Netns::with_loopback(node.folder(), "b")?;
+    let sandbox = Sandbox::new("cart-1", "c2", &other, "hello=8081");
+    assert!(node.cni("ADD", &sandbox)?.success);
+    says_hello(&other)?;
+    assert!(node.cni("DEL", &sandbox)?.success);
+    eventually("the end on both sides", || {
+        ensure!(other.accepts(8081) == NEITHER, "it accepts");
+        Ok(())
+    })?;
+    node.end_agent(old)?;
+    says_hello(&netns)
+}
+
+#[test]
+fn a_keeper_that_was_replaced_and_starts_again_takes_nothing_back() -> Result<()> {
+    let (mut node, netns) = node()?;
+    let mut old = node.start_next_agent()?;
+    node.restart_keeper_of(&mut old)?;
+    eventually("its line in the log", || {
+        ensure!(node.log().contains("another keeper holds the node's endpoints; this one waits"), "{}", node.log());
+        Ok(())
+    })?;
+    assert_eq!(node.status()?["generation"], 2);
+    // The newer one crashes and starts again: it comes before the old one, which waits longer.
+    node.kill_keeper()?;
+    node.start_keeper()?;
+    assert_eq!(node.status()?["generation"], 2);
+    node.end_agent(old)?;
+    says_hello(&netns)
+}
+
+#[test]
+fn a_successor_that_takes_nothing_leaves_the_keeper_as_it_was() -> Result<()> {
+    let (node, netns) = node()?;
+    let ask = |generation| -> Result<Link> {
+        let stream = UnixStream::connect(node.cni_socket())?;
+        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+        let link = Link::bounded(stream, MAX_MESSAGE);
+        link.send(&Request { version: VERSION, call: Call::Handover { generation } }, &[])?;
+        Ok(link)
+    };
+    // One that is no newer is refused.
+    let refused = ask(1)?.receive::<ToSuccessor>()?.message;
+    assert!(matches!(&refused, ToSuccessor::Refused(why) if why.contains("not newer")), "{refused:?}");
+    // One that is, and goes away with everything in its hands.
+    let mut link = ask(9)?;
+    let mut listeners = 0;
+    loop {
+        let told = link.receive::<ToSuccessor>()?;
+        match told.message {
+            ToSuccessor::Held(_) => listeners += told.descriptors.len(),
+            ToSuccessor::Complete => break,
+            _ => {}
+        }
+    }
+    assert_eq!(listeners, 2);
+    drop(link);
+    let status = node.status()?;
+    assert_eq!((&status["generation"], &status["listeners"]), (&1.into(), &2.into()), "{status}");
+    let other = Netns::with_loopback(node.folder(), "b")?;
+    assert!(node.cni("ADD", &Sandbox::new("cart-1", "c2", &other, "hello=8081"))?.success);
+    says_hello(&other)?;
+    says_hello(&netns)
+}
+
+#[test]
+fn a_keeper_whose_state_is_lost_learns_from_the_host_what_it_held() -> Result<()> {
+    let (mut node, netns) = node()?;
+    node.kill_keeper()?;
+    fs::write(node.folder().join("state/pods.json"), "half of a fi")?;
+    node.start_keeper()?;
+    eventually("what the host hands back", || {
+        let status = node.status()?;
+        ensure!(status["pods"] == 1 && status["listeners"] == 2, "{status}");
+        Ok(())
+    })?;
+    says_hello(&netns)?;
+    assert!(node.cni("DEL", &Sandbox::new("cart-0", "c1", &netns, "hello=8081"))?.success, "its sandbox is known");
+    eventually("its end", || {
+        ensure!(netns.accepts(8081) == NEITHER, "it accepts");
+        Ok(())
+    })
+}
+
+#[test]
+fn what_does_not_fit_is_refused_before_descriptors_run_out() -> Result<()> {
+    let mut node = Node::new()?;
+    // 256 of them are kept free.
+    node.start_keeper_with(&["prlimit", "--nofile=280:280"])?;
+    let (first, second) = (Netns::with_loopback(node.folder(), "a")?, Netns::with_loopback(node.folder(), "b")?);
+    let sidecars = |many: u16| (0..many).map(|i| format!("c{i}={}", 2000 + i)).collect::<Vec<_>>().join(",");
+    assert_eq!(node.status()?["listenersMax"], 24);
+    assert!(node.cni("ADD", &Sandbox::new("cart-0", "c1", &first, &sidecars(10)))?.success);
+    let held = process::descriptors(node.keeper()?)?;
+    for _ in 0..3 {
+        let (code, text) = node.cni("ADD", &Sandbox::new("cart-1", "c2", &second, &sidecars(8)))?.error()?;
+        assert_eq!(code, 101);
+        assert!(text.contains("8 more endpoints need 16 listeners, and this node can hold 22, of which 20"), "{text}");
+    }
+    assert_eq!(second.accepts(2000), NEITHER);
+    assert_eq!(process::descriptors(node.keeper()?)?, held, "nothing leaks");
+    assert!(node.cni("DEL", &Sandbox::new("cart-0", "c1", &first, ""))?.success);
+    assert!(node.cni("ADD", &Sandbox::new("cart-1", "c2", &second, &sidecars(8)))?.success);
+    assert_eq!(second.accepts(2007), BOTH);
+    Ok(())
+}
+
+#[test]
+fn many_clients_that_say_nothing_keep_nobody_from_the_keeper() -> Result<()> {
+    let mut node = Node::new()?;
+    node.start_keeper_with(&["prlimit", "--nofile=280:280"])?;
+    let held = process::descriptors(node.keeper()?)?;
+    // More than it has descriptors: it takes in so many, and the kernel queues the rest.
+    let silent: Vec<_> = (0..120).map(|_| UnixStream::connect(node.cni_socket())).collect::<Result<_, _>>()?;
+    let netns = Netns::with_loopback(node.folder(), "a")?;
+    let said = node.cni("ADD", &Sandbox::new("cart-0", "c1", &netns, "clock=8081"))?;
+    assert!(said.success, "{said:?}");
+    drop(silent);
+    assert!(node.cni("DEL", &Sandbox::new("cart-0", "c1", &netns, "clock=8081"))?.success);
+    eventually("no leak", || {
+        let now = process::descriptors(node.keeper()?)?;
+        ensure!(now == held, "{now} descriptors, {held} before");
+        Ok(())
+    })
+}
+
+#[test]
+fn strangers_are_not_served_at_the_hosts_socket() -> Result<()> {
+    let node = Node::with_keeper()?;
+    let connect = || -> Result<usize> {
+        // This thread alone is another user from here on.
+        rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(65_533))?;
+        Ok(UnixStream::connect(node.host_socket())?.read(&mut [0])?)
+    };
+    let read = std::thread::scope(|scope| scope.spawn(connect).join());
+    assert_eq!(read.map_err(|_| anyhow::anyhow!("it panicked"))??, 0, "the connection ends at once");
+    let mut link = UnixStream::connect(node.host_socket())?;
+    link.write_all(&[0xff; 64])?;
+    link.set_read_timeout(Some(Duration::from_secs(5)))?;
+    assert_eq!(link.read(&mut [0])?, 0, "nonsense ends the connection");
+    assert!(process::runs(node.keeper()?));
+    process::signal(node.keeper()?, Signal::TERM)
+}

@@ -1,0 +1,98 @@
+//! Each process of a node is what it claims to be: read from what the kernel says of it.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use pillion_tests::{
+    Component, Host,
+    netns::Netns,
+    node::{HOST, Node, Sandbox},
+    process,
+};
+
+const SYS_ADMIN: u64 = 1 << 21;
+const SYS_PTRACE: u64 = 1 << 19;
+
+/// A line of `/proc/PID/status` or of one of its threads.
+fn field(status: &str, name: &str) -> Result<String> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    Ok(line.with_context(|| format!("no {name} in {status}"))?.trim().to_owned())
+}
+
+/// The states of all threads of a process.
+fn threads(pid: u32) -> Result<Vec<String>> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"))?.flatten();
+    Ok(tasks.filter_map(|task| fs::read_to_string(task.path().join("status")).ok()).collect())
+}
+
+/// Checks each thread: only these capabilities, nothing to be gained by starting a program, system calls filtered.
+fn has_only(pid: u32, capabilities: u64) -> Result<()> {
+    let threads = threads(pid)?;
+    ensure!(!threads.is_empty(), "{pid} is not there");
+    for status in threads {
+        for set in ["CapInh", "CapPrm", "CapEff", "CapAmb", "CapBnd"] {
+            let is = u64::from_str_radix(&field(&status, set)?, 16)?;
+            // What a process that never had rights could not drop from its bounding set, no_new_privs keeps out of its reach.
+            let bounded = set == "CapBnd" && field(&status, "Uid")?.split_whitespace().all(|uid| uid != "0");
+            let expected = if matches!(set, "CapInh" | "CapAmb") { 0 } else { capabilities };
+            ensure!(is == expected || bounded, "{set} is {is:x}: {status}");
+        }
+        ensure!(field(&status, "NoNewPrivs")? == "1", "{status}");
+        ensure!(field(&status, "Seccomp")? == "2", "{status}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_keeper_has_two_capabilities_and_the_host_none_and_is_not_root() -> Result<()> {
+    let mut node = Node::with_keeper()?;
+    node.add(&Component::guest("hello", "hello-wasip2")?)?;
+    node.start_host()?;
+    let netns = Netns::with_loopback(node.folder(), "a")?;
+    assert!(node.cni("ADD", &Sandbox::new("cart-0", "c1", &netns, "hello=8081"))?.success);
+    assert!(netns.get([127, 0, 0, 1].into(), 8081, "/")?.ends_with("hello\n"));
+
+    has_only(node.keeper()?, SYS_ADMIN | SYS_PTRACE)?;
+    for process in [node.host()?, node.worker()?] {
+        has_only(process, 0)?;
+        for status in threads(process)? {
+            let uids = field(&status, "Uid")?;
+            assert!(uids.split_whitespace().all(|uid| uid == HOST.to_string()), "{status}");
+        }
+    }
+    // Filters add up: the worker's own stands before the supervisor's, which it has, too.
+    let filters = |pid| field(&fs::read_to_string(format!("/proc/{pid}/status"))?, "Seccomp_filters");
+    let (host, worker): (u32, u32) = (filters(node.host()?)?.parse()?, filters(node.worker()?)?.parse()?);
+    assert_eq!(worker, host + 1);
+    // None of the host's threads has entered the pod.
+    let inside = fs::metadata(netns.path())?;
+    for process in [node.host()?, node.worker()?] {
+        for task in fs::read_dir(format!("/proc/{process}/task"))?.flatten() {
+            let at = fs::metadata(task.path().join("ns/net"))?;
+            assert_ne!(std::os::unix::fs::MetadataExt::ino(&at), std::os::unix::fs::MetadataExt::ino(&inside));
+        }
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_laptops_host_has_no_capability_either() -> Result<()> {
+    let host = Host::of([Component::guest("hello", "hello-wasip2")?]).start().await?;
+    has_only(host.supervisor(), 0)?;
+    has_only(host.worker()?, 0)
+}
+
+#[test]
+fn a_host_does_not_start_as_root() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let output = std::process::Command::new(pillion_tests::program::binary()?)
+        .args(["host", "--keeper-socket", "/nowhere", "--catalog"])
+        .arg(folder.path())
+        .arg("--store")
+        .arg(folder.path().join("store"))
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("not as root") && said.contains("runAsUser"), "{said}");
+    assert!(process::children(std::process::id()).is_empty() || !folder.path().join("store").exists());
+    Ok(())
+}
