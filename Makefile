@@ -10,11 +10,12 @@ unexport RUST_BACKTRACE
 
 SIDECARS := jwt-authz flags whoami
 
-.PHONY: help build catalog guests run test lint doc bench bench-short deny
+.PHONY: help build catalog guests run test soak lint doc bench bench-short deny
 
 help:
 	@echo "make run    serve the three sidecars of deploy/catalog"
 	@echo "make test   every test"
+	@echo "make soak   what takes long: many deaths, upgrades and pods, with figures (some 10 minutes)"
 	@echo "make lint   format and clippy"
 	@echo "make doc    the API's documentation"
 	@echo "make bench  the four benches (bench-short: a quick look)"
@@ -42,6 +43,11 @@ test: build catalog guests
 	cargo test --locked --workspace
 	cargo test --locked --manifest-path deploy/catalog/Cargo.toml
 	cargo test --locked --manifest-path tests/guests/Cargo.toml -p behaviour
+
+# The whole of what `make test` has in short.
+soak: build guests
+	tests/setup test
+	PILLION_SOAK=full cargo test --locked -p pillion-tests --test soak -- --nocapture --test-threads 1
 
 lint:
 	tests/setup build

@@ -80,12 +80,26 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// Runs `pillion-keeper install-cni` or `uninstall-cni` on the cluster's node.
+    ///
+    /// # Errors
+    ///
+    /// It fails.
+    pub fn plugin(&self, arguments: &[&str]) -> Result<()> {
+        let mut command = Command::new(program::named("pillion-keeper")?);
+        command.args(arguments).arg("--bin-dir").arg(self.folder.join("cni/bin"));
+        let output = command.arg("--conf-dir").arg(self.folder.join("cni/conf")).output()?;
+        ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
+    }
+
     async fn begin(&mut self, cni_socket: &Path) -> Result<()> {
         let folder = self.folder.clone();
         let at = |name: &str| folder.join(name);
         machine::prepare(&folder)?;
         settings::containerd(&folder)?;
-        settings::cni(&folder, &program::named("pillion-cni")?, cni_socket)?;
+        settings::cni(&folder)?;
+        self.plugin(&["install-cni", "--once", "--cni-socket", &cni_socket.to_string_lossy()])?;
         let (etcd, api, kubelet) = (place::free_port()?, place::free_port()?, place::free_port()?);
         settings::access(&folder, api)?;
         settings::kubelet(&folder, kubelet)?;

@@ -5,11 +5,14 @@
 use std::{
     io::ErrorKind,
     net::{SocketAddr, TcpStream},
+    os::unix::net::UnixStream,
     path::Path,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
+use pillion_protocol::{self as protocol, keeper};
+use pillion_sockets::link::Link;
 use pillion_tests::{
     Component,
     cluster::{Cluster, Pod},
@@ -88,7 +91,10 @@ async fn steps(cluster: &Cluster, node: &mut Node) -> Result<()> {
     step("a pod on the node's network has no endpoints", on_the_nodes_network(cluster, node, on_the_node)).await?;
     step("what a deleted pod had is gone", deleted(cluster, node)).await?;
     step("a new sandbox has the endpoints again", new_sandbox(cluster, node)).await?;
-    step("without a keeper only pods with the annotation wait", without_a_keeper(cluster, node)).await
+    step("a pod that no plugin was asked for gets endpoints when a host names it", older_than_the_agent(cluster, node))
+        .await?;
+    step("without a keeper only pods with the annotation wait", without_a_keeper(cluster, node)).await?;
+    step("without the plugin pods start as if we had never been there", uninstalled(cluster)).await
 }
 
 async fn step(name: &str, step: impl Future<Output = Result<()>>) -> Result<()> {
@@ -242,6 +248,65 @@ async fn without_a_keeper(cluster: &Cluster, node: &mut Node) -> Result<()> {
     cluster.delete("waiting")?;
     eventually("the end of its namespace", SOON, || async { is_gone(&netns) }).await?;
     node.start_keeper()
+}
+
+/// What a host says that control has told of the node's pods: here, this test is one.
+async fn older_than_the_agent(cluster: &Cluster, node: &Node) -> Result<()> {
+    cluster.create(&[Pod::new("old").container("main", SERVE)])?;
+    cluster.wait_for_phase("old", "Running")?;
+    let pod = |name: &str| -> Result<keeper::FromHost> {
+        let uid = cluster.part(name, "{.metadata.uid}")?.parse()?;
+        let pod = protocol::pod::Pod { uid, namespace: "default".into(), name: name.into() };
+        Ok(keeper::FromHost::Desired { pod, sidecars: "a=8081, b=9000".parse()?, netns: None })
+    };
+    let stream = UnixStream::connect(node.host_socket())?;
+    stream.set_read_timeout(Some(SOON))?;
+    let mut link = Link::bounded(stream, keeper::MAX_MESSAGE);
+    link.send(&keeper::FromHost::Hello { version: keeper::VERSION, listeners_max: 1_000 }, &[])?;
+    link.send(&keeper::FromHost::Complete, &[])?;
+    link.send(&pod("old")?, &[])?;
+    eventually("its endpoints", SOON, || async { reaches_a(cluster, "old") }).await?;
+    // The container has that port already: the other one is there all the same.
+    let why = failure(&mut link, "old")?;
+    ensure!(why.contains("port 9000 cannot be listened on in the pod"), "{why}");
+    link.send(&pod("bare")?, &[])?;
+    let why = failure(&mut link, "bare")?;
+    ensure!(why.contains("the node's network (hostNetwork)"), "{why}");
+    let pods = || Ok::<_, anyhow::Error>(node.status()?["pods"].as_u64().unwrap_or(0));
+    let with_it = pods()?;
+    let uid = cluster.part("old", "{.metadata.uid}")?.parse()?;
+    cluster.delete("old")?;
+    // Without the annotation the runtime's DEL says nothing to the keeper: the next comparison would find out.
+    link.send(&keeper::FromHost::Ended(uid), &[])?;
+    eventually("the end of what it had", SOON, || async {
+        ensure!(pods()? == with_it - 1, "{} pods are held", pods()?);
+        Ok(())
+    })
+    .await
+}
+
+/// Waits until a host is told why a pod has not what it should.
+fn failure(link: &mut Link, name: &str) -> Result<String> {
+    loop {
+        match link.receive::<keeper::ToHost>()?.message {
+            keeper::ToHost::Failed { pod, why } if pod.name == name => return Ok(why),
+            _ => {}
+        }
+    }
+}
+
+/// Afterwards the annotation means nothing.
+async fn uninstalled(cluster: &Cluster) -> Result<()> {
+    cluster.plugin(&["uninstall-cni"])?;
+    // The runtime reads its folder when that changes.
+    eventually("a pod that starts without us", SOON, || async {
+        cluster.create(&[Pod::new("after").sidecars(SIDECARS).container("main", SERVE)])?;
+        cluster.wait_for_phase("after", "Running")?;
+        let refused = is_refused(fetch(cluster, "after", "http://127.0.0.1:8081/"));
+        cluster.delete("after")?;
+        refused
+    })
+    .await
 }
 
 fn is_gone(path: &Path) -> Result<()> {

@@ -27,6 +27,8 @@ pub enum Process {
     Supervisor,
     /// Runs guests.
     Worker,
+    /// Puts the CNI plugin on the node, or takes it away.
+    Installer,
     /// Compiles one component, on one thread, from a descriptor to another.
     Compiler,
 }
@@ -52,7 +54,7 @@ impl Process {
     fn capabilities(self) -> CapabilitySet {
         match self {
             Self::Keeper => CapabilitySet::SYS_ADMIN | CapabilitySet::SYS_PTRACE,
-            Self::Supervisor | Self::Worker | Self::Compiler => CapabilitySet::empty(),
+            Self::Supervisor | Self::Worker | Self::Installer | Self::Compiler => CapabilitySet::empty(),
         }
     }
 
@@ -62,6 +64,7 @@ impl Process {
             Self::Keeper => vec![BASE, THREADS, FILES, POLLING, SOCKETS, NAMESPACES],
             Self::Supervisor => vec![BASE, THREADS, FILES, POLLING, SOCKETS, SCHEDULING, WATCHING, SPAWNING],
             Self::Worker => vec![BASE, THREADS, FILES, POLLING, SOCKETS, SCHEDULING],
+            Self::Installer => vec![BASE, THREADS, FILES, POLLING, SOCKETS, WATCHING],
             Self::Compiler => vec![BASE],
         }
     }

@@ -81,7 +81,10 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt().json().flatten_event(true).with_writer(io::stderr).with_env_filter(filter).init();
     let done = match &arguments.command {
         Some(Command::Status(status)) => status.run(),
-        Some(Command::Install(install)) => install.run().map(|()| ExitCode::SUCCESS),
+        Some(Command::Install(install)) => {
+            let confined = Process::Installer.confine().map_err(anyhow::Error::from);
+            confined.and_then(|()| install.run()).map(|()| ExitCode::SUCCESS)
+        }
         None => run(&arguments.config),
     };
     done.unwrap_or_else(|error| {

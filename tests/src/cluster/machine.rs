@@ -124,16 +124,21 @@ fn remove_container(bundle: &Path, deadline: Instant) {
     }
     let socket = fs::read_to_string(bundle.join("address")).unwrap_or_default();
     _ = fs::remove_file(socket.trim_start_matches("unix://"));
-    for controller in cgroups() {
-        _ = fs::remove_dir(controller.join(id));
-    }
 }
 
-/// Where containers' cgroups are: in one hierarchy, or in one for each controller.
+/// Where the kubelet has pods' cgroups: in one hierarchy, or in one for each controller.
 fn cgroups() -> Vec<PathBuf> {
     let mut roots = entries("/sys/fs/cgroup");
     roots.push("/sys/fs/cgroup".into());
-    roots.into_iter().map(|root| root.join("k8s.io")).collect()
+    roots.into_iter().map(|root| root.join("kubepods")).collect()
+}
+
+/// Removes a cgroup with all in it, as far as no process is there.
+fn remove_cgroup(cgroup: &Path) {
+    for inner in entries(&cgroup.to_string_lossy()).iter().filter(|inner| inner.is_dir()) {
+        remove_cgroup(inner);
+    }
+    _ = fs::remove_dir(cgroup);
 }
 
 /// Removes pods' network namespaces and their links.
@@ -181,9 +186,10 @@ fn remove_traces(folder: &Path) {
     let empty =
         [LOGS, CNI_CACHE, NAMESPACES, "/run/containerd/s", "/var/lib/kubelet/device-plugins"].map(PathBuf::from);
     let parents = ["/var/lib/cni", "/run/containerd", "/var/lib/kubelet"].map(PathBuf::from);
-    for folder in empty.into_iter().chain(parents).chain(cgroups()) {
+    for folder in empty.into_iter().chain(parents) {
         _ = fs::remove_dir(folder);
     }
+    cgroups().iter().for_each(|cgroup| remove_cgroup(cgroup));
 }
 
 fn put_back(folder: &Path) {

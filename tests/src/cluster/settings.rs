@@ -55,8 +55,8 @@ conf_dir = {conf}
     Ok(fs::write(folder.join("containerd.toml"), text)?)
 }
 
-/// Writes the conflist, with `pillion-cni` as the last of the chain, and puts the plugins beside it.
-pub(super) fn cni(folder: &Path, pillion_cni: &Path, socket: &Path) -> Result<()> {
+/// Writes the conflist of the cluster's own CNI, and puts its plugins beside it.
+pub(super) fn cni(folder: &Path) -> Result<()> {
     let (conf, bin) = (folder.join("cni/conf"), folder.join("cni/bin"));
     fs::create_dir_all(&conf)?;
     fs::create_dir_all(&bin)?;
@@ -67,14 +67,12 @@ pub(super) fn cni(folder: &Path, pillion_cni: &Path, socket: &Path) -> Result<()
         })?;
         std::os::unix::fs::symlink(found, bin.join(plugin))?;
     }
-    fs::copy(pillion_cni, bin.join("pillion-cni"))?;
     // No gateway: it would turn on forwarding on this machine. The node and all pods are on one link.
     let conflist = json!({"cniVersion": "1.0.0", "name": NETWORK, "plugins": [
         {"type": "bridge", "bridge": BRIDGE, "ipam": {
             "type": "host-local", "dataDir": folder.join("cni/addresses"), "ranges": [[{"subnet": POD_ADDRESSES}]],
         }},
         {"type": "portmap", "capabilities": {"portMappings": true}},
-        {"type": "pillion-cni", "capabilities": {"io.kubernetes.cri.pod-annotations": true}, "socket": socket},
     ]});
     write(&conf.join("10-pods.conflist"), &conflist)
 }
@@ -104,7 +102,7 @@ pub(super) fn kubelet(folder: &Path, port: u16) -> Result<()> {
         "containerRuntimeEndpoint": format!("unix://{}", folder.join("containerd.sock").display()),
         "podLogsDir": folder.join("logs"), "volumePluginDir": folder.join("volume-plugins"),
         // What a container without a few capabilities, as those of a build machine, does not have.
-        "cgroupDriver": "cgroupfs", "cgroupsPerQOS": false, "enforceNodeAllocatable": [],
+        "cgroupDriver": "cgroupfs", "enforceNodeAllocatable": [],
         "failCgroupV1": false, "failSwapOn": false, "featureGates": {"KubeletInUserNamespace": true},
         // What would be changed on the machine outside of the folder, or depends on how full its disk is.
         "makeIPTablesUtilChains": false, "localStorageCapacityIsolation": false,
