@@ -18,7 +18,7 @@ help:
 	@echo "make soak   what takes long: many deaths, upgrades and pods, with figures (some 10 minutes)"
 	@echo "make lint   format and clippy"
 	@echo "make doc    the API's documentation"
-	@echo "make bench  the four benches (bench-short: a quick look)"
+	@echo "make bench  the benches (bench-short: a quick look)"
 
 build:
 	tests/setup build
@@ -67,10 +67,10 @@ deny:
 
 bench: guests
 	tests/setup bench
-	cargo build --locked --release -p pillion-host -p pillion-benches
+	cargo build --locked --release -p pillion-host -p pillion-keeper -p pillion-cni -p pillion-benches
 	$(CARGO_TARGET_DIR)/release/pillion-bench all
 
 bench-short: guests
 	tests/setup bench
-	cargo build --locked --release -p pillion-host -p pillion-benches
+	cargo build --locked --release -p pillion-host -p pillion-keeper -p pillion-cni -p pillion-benches
 	$(CARGO_TARGET_DIR)/release/pillion-bench all --short

@@ -43,6 +43,8 @@ pub enum Unit {
     Seconds,
     /// Bytes.
     Bytes,
+    /// So many of something.
+    Count,
 }
 
 impl Unit {
@@ -56,8 +58,9 @@ impl Unit {
             (Self::Seconds, _) => (value * 1e6, "µs"),
             (Self::Bytes, size) if size >= 1e6 => (value / 1e6, "MB"),
             (Self::Bytes, _) => (value / 1e3, "kB"),
+            (Self::Count, _) => (value, ""),
         };
-        format!("{} {unit}", plain(value))
+        format!("{} {unit}", plain(value)).trim_end().to_owned()
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | [`throughput`], [`cold`], [`memory`], [`neighbour`] | one bench each |
+//! | [`throughput`], [`cold`], [`memory`], [`neighbour`], [`pod`] | one bench each |
 //! | [`setup`] | what all benches need to know: programs, runs, cores |
 //! | [`child`], [`host`] | processes that are started, and ended whatever happens; `pillion run` among them |
 //! | [`prime`] | thousands of distinct components, compiled once |
@@ -23,6 +23,7 @@ mod hyper_hello;
 mod load;
 mod memory;
 mod neighbour;
+mod pod;
 mod prime;
 mod proc;
 mod report;
@@ -57,6 +58,8 @@ enum Bench {
     Memory(memory::Arguments),
     /// Latency of a well-behaved binding beside guests that are not
     Neighbour(neighbour::Arguments),
+    /// What pods notice: time added to their start, and what the death of a worker costs. Needs root
+    Pod(pod::Arguments),
     /// Everything above, one after the other
     All,
     /// Only makes what `cold` and `memory` need: distinct components, compiled
@@ -95,11 +98,13 @@ fn run(line: CommandLine) -> anyhow::Result<ExitCode> {
         Bench::Cold(arguments) => report.add("cold", cold::run(&setup, arguments)),
         Bench::Memory(arguments) => report.add("memory", memory::run(&setup, arguments)),
         Bench::Neighbour(arguments) => report.add("neighbour", neighbour::run(&setup, arguments)),
+        Bench::Pod(arguments) => report.add("pod", pod::run(&setup, arguments)),
         Bench::All => {
             report.add("throughput", throughput::run(&setup, &throughput::Arguments::default()));
             report.add("cold", cold::run(&setup, &cold::Arguments::default()));
             report.add("memory", memory::run(&setup, &memory::Arguments::default()));
             report.add("neighbour", neighbour::run(&setup, &neighbour::Arguments::default()));
+            report.add("pod", pod::run(&setup, &pod::Arguments::default()));
         }
         Bench::Prime(arguments) => {
             prime::prepare(&setup, arguments.components(&setup))?;

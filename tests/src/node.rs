@@ -381,12 +381,15 @@ impl Node {
     ///
     /// It cannot be started.
     pub fn cni(&self, command: &str, sandbox: &Sandbox<'_>) -> Result<Said> {
-        let config = format!(
+        self.cni_with(command, sandbox, &self.config(sandbox))
+    }
+
+    fn config(&self, sandbox: &Sandbox<'_>) -> String {
+        format!(
             r#"{{"cniVersion":"1.0.0","name":"pods","type":"pillion-cni","socket":{},"prevResult":{PREVIOUS},"runtimeConfig":{}}}"#,
             json!(self.cni_socket()),
             json!({"io.kubernetes.cri.pod-annotations": sandbox.annotations}),
-        );
-        self.cni_with(command, sandbox, &config)
+        )
     }
 
     /// The same with another configuration.
@@ -395,9 +398,22 @@ impl Node {
     ///
     /// It cannot be started.
     pub fn cni_with(&self, command: &str, sandbox: &Sandbox<'_>, config: &str) -> Result<Said> {
+        Self::run_plugin(&program::named("pillion-cni")?, command, sandbox, config)
+    }
+
+    /// The same with another plugin.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be started.
+    pub fn cni_of(&self, plugin: &Path, command: &str, sandbox: &Sandbox<'_>) -> Result<Said> {
+        Self::run_plugin(plugin, command, sandbox, &self.config(sandbox))
+    }
+
+    fn run_plugin(plugin: &Path, command: &str, sandbox: &Sandbox<'_>, config: &str) -> Result<Said> {
         let pod = sandbox.pod;
         let began = Instant::now();
-        let mut child = Command::new(program::named("pillion-cni")?)
+        let mut child = Command::new(plugin)
             .env_clear()
             .env("CNI_COMMAND", command)
             .env("CNI_CONTAINERID", sandbox.id)

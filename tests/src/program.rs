@@ -29,14 +29,16 @@ pub fn binary() -> Result<PathBuf> {
     env::var_os("PILLION_BIN").map_or_else(|| named("pillion"), |path| Ok(PathBuf::from(path)))
 }
 
-/// A built program, by its name, in the folder that this test was built into.
+/// A built program, by its name, in the folder that this test, or bench, was built into.
 ///
 /// # Errors
 ///
 /// A program that was not built.
 pub fn named(name: &str) -> Result<PathBuf> {
-    let test = env::current_exe()?;
-    let path = test.ancestors().nth(2).context("this test is in no target folder")?.join(name);
+    let this = env::current_exe()?;
+    let folder = this.parent().context("this program is in no folder")?;
+    let folder = folder.parent().filter(|_| folder.ends_with("deps")).unwrap_or(folder);
+    let path = folder.join(name);
     ensure!(path.is_file(), "{} is not there: `make test` builds it", path.display());
     Ok(path)
 }

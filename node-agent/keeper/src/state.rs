@@ -2,8 +2,7 @@
 //! look at the namespace itself.
 
 use std::{
-    fs::{self, File},
-    io::{self, Write},
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -97,9 +96,8 @@ impl StateFile {
         let written = Written { version: VERSION, boot: self.boot.clone(), pods };
         let write = || {
             let new = self.path.with_extension("new");
-            let mut file = File::create(&new)?;
-            file.write_all(&serde_json::to_vec(&written)?)?;
-            file.sync_all()?;
+            // Not synced: what the machine's end would lose is of no use after it.
+            fs::write(&new, serde_json::to_vec(&written)?)?;
             fs::rename(&new, &self.path)
         };
         write().map_err(|error| self.error(error))

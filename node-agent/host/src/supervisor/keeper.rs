@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
     sync::mpsc::Sender,
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use pillion_protocol::{
@@ -31,9 +31,6 @@ use super::{
 const AGAIN: Duration = Duration::from_millis(50);
 const AGAIN_AT_MOST: Duration = Duration::from_secs(5);
 
-/// How long a connection has to last to be taken for a good one.
-const LASTING: Duration = Duration::from_secs(2);
-
 /// Follows the keeper at `socket` for as long as the process lives.
 ///
 /// # Errors
@@ -43,10 +40,13 @@ pub fn follow(socket: PathBuf, inputs: Sender<Input>) -> io::Result<()> {
     thread::Builder::new().name("keeper".into()).spawn(move || {
         let (mut said, mut pause) = (None, AGAIN);
         loop {
-            let mut connected = None;
-            let Err(error) = listen_to(&socket, &inputs, &mut connected) else { return };
-            if connected.is_some_and(|connected: Instant| connected.elapsed() > LASTING) {
-                (said, pause) = (None, AGAIN);
+            let mut met = Met::Nobody;
+            let Err(error) = listen_to(&socket, &inputs, &mut met) else { return };
+            match met {
+                // One that is not there yet is looked for all the time.
+                Met::Nobody => {}
+                Met::Stranger => pause = (pause * 2).min(AGAIN_AT_MOST),
+                Met::Keeper => (said, pause) = (None, AGAIN),
             }
             let error = error.to_string();
             if said.as_ref() != Some(&error) {
@@ -54,25 +54,30 @@ pub fn follow(socket: PathBuf, inputs: Sender<Input>) -> io::Result<()> {
                 said = Some(error);
             }
             thread::sleep(pause);
-            // One that is not there yet is looked for all the time.
-            if connected.is_some() {
-                pause = (pause * 2).min(AGAIN_AT_MOST);
-            }
         }
     })?;
     Ok(())
 }
 
+/// Who was there.
+enum Met {
+    Nobody,
+    /// It said nothing that this host understands.
+    Stranger,
+    Keeper,
+}
+
 /// Listens until the keeper goes, which is an error, or the supervisor does.
-fn listen_to(socket: &Path, inputs: &Sender<Input>, connected: &mut Option<Instant>) -> io::Result<()> {
+fn listen_to(socket: &Path, inputs: &Sender<Input>, met: &mut Met) -> io::Result<()> {
     let mut link = Link::bounded(UnixStream::connect(socket)?, MAX_MESSAGE);
-    *connected = Some(Instant::now());
+    *met = Met::Stranger;
     loop {
         if inputs.send(Input::KeeperConnected(link.try_clone()?)).is_err() {
             return Ok(());
         }
         let next = loop {
             let Incoming { message, mut descriptors } = link.receive::<ToHost>()?;
+            *met = Met::Keeper;
             if message == ToHost::Moved
                 && let Some(next) = descriptors.pop()
             {
