@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use pillion_protocol::keeper::{Call, MAX_MESSAGE, Request, ToSuccessor, VERSION};
+use pillion_protocol::keeper::{Call, FromHost, MAX_MESSAGE, Request, ToHost, ToSuccessor, VERSION};
 use pillion_sockets::link::Link;
 use pillion_tests::{
     Component,
@@ -220,4 +220,27 @@ fn strangers_are_not_served_at_the_hosts_socket() -> Result<()> {
     assert_eq!(link.read(&mut [0])?, 0, "nonsense ends the connection");
     assert!(process::runs(node.keeper()?));
     process::signal(node.keeper()?, Signal::TERM)
+}
+
+#[test]
+fn a_listener_that_somebody_shuts_down_listens_again() -> Result<()> {
+    let (node, netns) = node()?;
+    let stream = UnixStream::connect(node.host_socket())?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let mut link = Link::bounded(stream, MAX_MESSAGE);
+    link.send(&FromHost::Hello { version: VERSION, listeners_max: 100 }, &[])?;
+    link.send(&FromHost::Complete, &[])?;
+    let told = link.receive::<ToHost>()?;
+    assert!(matches!(told.message, ToHost::Bind(_)), "{told:?}");
+    for listener in &told.descriptors {
+        rustix::net::shutdown(listener, rustix::net::Shutdown::Both)?;
+    }
+    assert_eq!(netns.accepts(8081), NEITHER);
+    // Compared every 30 s.
+    let end = Instant::now() + Duration::from_secs(35);
+    while netns.accepts(8081) != BOTH {
+        ensure!(Instant::now() < end, "it does not listen");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    says_hello(&netns)
 }

@@ -20,7 +20,7 @@ use pillion_tests::{
     node::{self, Node},
     place, process,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Longer than the kubelet takes to notice something, and to try again what failed once or twice.
 const SOON: Duration = Duration::from_secs(60);
@@ -272,7 +272,7 @@ async fn older_than_the_agent(cluster: &Cluster, node: &Node) -> Result<()> {
     link.send(&pod("bare")?, &[])?;
     let why = failure(&mut link, "bare")?;
     ensure!(why.contains("the node's network (hostNetwork)"), "{why}");
-    let pods = || Ok::<_, anyhow::Error>(node.status()?["pods"].as_u64().unwrap_or(0));
+    let pods = || node.status()?.get("pods").and_then(Value::as_u64).context("no number of pods");
     let with_it = pods()?;
     let uid = cluster.part("old", "{.metadata.uid}")?.parse()?;
     cluster.delete("old")?;

@@ -142,7 +142,7 @@ pub(super) async fn serve(endpoint: Arc<Endpoint>, stream: TcpStream) {
     let builder = builder(endpoint.header_bytes());
     let (waiting, last, ending) = (AtomicUsize::new(0), AtomicU64::new(0), AtomicBool::new(false));
     let activity = Arc::new(Activity { opened: Instant::now(), waiting, last, ending });
-    let (mut draining, mut closing) = (endpoint.shared.draining.clone(), endpoint.closing.subscribe());
+    let mut draining = endpoint.shared.draining.clone();
     let service = service_fn(|incoming: Request<Incoming>| {
         let (endpoint, activity) = (Arc::clone(&endpoint), Arc::clone(&activity));
         let waiting = Waiting::new(&activity);
@@ -165,7 +165,7 @@ pub(super) async fn serve(endpoint: Arc<Endpoint>, stream: TcpStream) {
     let mut drain = pin!(async {
         tokio::select! {
             _ = draining.wait_for(|&draining| draining) => {}
-            _ = closing.wait_for(|&closing| closing) => {}
+            () = endpoint.closing.wait() => {}
         }
     });
     let mut serving = true;

@@ -14,7 +14,10 @@ use std::{
     io,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        atomic::{
+            AtomicBool, AtomicUsize,
+            Ordering::{Acquire, Relaxed, Release},
+        },
     },
     time::Duration,
 };
@@ -22,7 +25,7 @@ use std::{
 use pillion_protocol::{annotation::Port, name::Name, pod::Pod};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch},
     task::AbortHandle,
 };
 
@@ -128,6 +131,28 @@ impl Drop for Counted {
     }
 }
 
+/// Whether a binding ends. It is small: there are thousands of them.
+#[derive(Default)]
+struct Closing {
+    closed: AtomicBool,
+    changed: Notify,
+}
+
+impl Closing {
+    fn close(&self) {
+        self.closed.store(true, Release);
+        self.changed.notify_waiters();
+    }
+
+    async fn wait(&self) {
+        let changed = self.changed.notified();
+        // Looked at after the ear is open: nothing is missed.
+        if !self.closed.load(Acquire) {
+            changed.await;
+        }
+    }
+}
+
 /// One binding.
 pub struct Endpoint {
     binding: Name,
@@ -136,8 +161,7 @@ pub struct Endpoint {
     pod: Option<Pod>,
     /// The tasks that accept at its listeners.
     accepting: Mutex<Vec<AbortHandle>>,
-    /// Becomes true once, when the binding ends.
-    closing: watch::Sender<bool>,
+    closing: Closing,
     state: watch::Receiver<State>,
     account: Arc<Account>,
     served: Served,
@@ -155,7 +179,7 @@ impl Endpoint {
         let account = shared.scheduler.account();
         let connections = Arc::new(Semaphore::new(shared.connections_each));
         let (served, held) = (Served::default(), AtomicUsize::new(0));
-        let (accepting, closing) = (Mutex::default(), watch::Sender::new(false));
+        let (accepting, closing) = (Mutex::default(), Closing::default());
         Self { binding, component, port, pod, accepting, closing, state, account, served, connections, held, shared }
     }
 
@@ -169,7 +193,7 @@ impl Endpoint {
     /// Ends the binding: nothing more begins, answers that are on their way are finished.
     pub fn close(&self) {
         self.stop_listening();
-        self.closing.send_replace(true);
+        self.closing.close();
     }
 
     /// Serves `listener` until it is told to stop. Its descriptor is one that no connection can have.

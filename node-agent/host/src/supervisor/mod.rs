@@ -14,7 +14,7 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     os::unix::net::UnixStream,
     process::Child,
-    sync::mpsc::{Receiver, Sender, channel},
+    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     thread,
     time::{Duration, Instant},
 };
@@ -27,12 +27,18 @@ use pillion_protocol::{
     name::Name,
     pod::PodUid,
 };
-use pillion_sockets::link::{Incoming, Link};
+use pillion_sockets::{
+    link::{Incoming, Link},
+    listen,
+};
 
 use self::message::{Binding, Event, FromWorker, Settings, ToWorker};
 
 /// A worker that lived for less than this is not started again at once, but after as long a pause.
 const CRASH_LOOP: Duration = Duration::from_secs(1);
+
+/// How often to look whether listeners listen.
+const LOOK: Duration = Duration::from_secs(30);
 
 /// A component that took so many workers down is not run again.
 const QUARANTINE: u32 = 2;
@@ -125,6 +131,8 @@ pub struct Supervisor {
     told: BTreeSet<BindingKey>,
     /// Components that took a worker down, and how often.
     culprits: HashMap<Digest, u32>,
+    /// When to look after the listeners.
+    next_look: Instant,
     /// Workers in a row that failed before they said anything.
     stillborn: u32,
 }
@@ -149,6 +157,7 @@ impl Supervisor {
             keeper: None,
             told: BTreeSet::new(),
             culprits: HashMap::new(),
+            next_look: Instant::now() + LOOK,
             stillborn: 0,
         }
     }
@@ -166,7 +175,7 @@ impl Supervisor {
     pub fn run(mut self, mut report: impl FnMut(Event)) -> anyhow::Result<()> {
         self.start_worker(&mut report)?;
         loop {
-            match self.inputs.1.recv()? {
+            match self.next_input()? {
                 Input::Worker(generation, incoming) if generation == self.generation => {
                     self.stillborn = 0;
                     match incoming.message {
@@ -220,6 +229,31 @@ impl Supervisor {
                     self.terminating = true;
                     self.tell(&ToWorker::Drain);
                 }
+            }
+        }
+    }
+
+    /// Waits for the next input, and looks after the listeners meanwhile.
+    fn next_input(&mut self) -> anyhow::Result<Input> {
+        loop {
+            match self.inputs.1.recv_timeout(self.next_look.saturating_duration_since(Instant::now())) {
+                Ok(input) => return Ok(input),
+                Err(RecvTimeoutError::Timeout) => {
+                    self.next_look = Instant::now() + LOOK;
+                    self.listen_again();
+                }
+                Err(error @ RecvTimeoutError::Disconnected) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Makes listeners listen again that whoever holds a copy has shut down; the worker's copies do, too, then.
+    fn listen_again(&self) {
+        let listeners = self.desired.bindings.values().flat_map(|bound| &bound.listeners);
+        for listener in listeners.filter(|listener| !listen::listens(listener).unwrap_or(true)) {
+            match listen::again(listener) {
+                Ok(()) => tracing::warn!("a listener was shut down by somebody, and listens again"),
+                Err(error) => tracing::error!(%error, "a listener that was shut down cannot listen again"),
             }
         }
     }
