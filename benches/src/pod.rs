@@ -13,7 +13,7 @@ use anyhow::{Context, ensure};
 use clap::Args;
 use pillion_tests::{
     Component,
-    load::{Load, Seen},
+    load::{Knocking, Knocks, Load},
     netns::Netns,
     node::{Node, Sandbox},
     process, program,
@@ -66,7 +66,9 @@ pub fn run(setup: &Setup, arguments: &Arguments) -> anyhow::Result<Section> {
     let notes = vec![
         format!("a run is {starts} pods of each kind, in turns; ADD is timed from starting the plugin to its end"),
         "added: less the same percentile of a chained plugin that prints what came before and ends".into(),
-        format!("a crash is kill -9; {CALLED} pods with one connection each call all the time, by wrk"),
+        format!(
+            "a crash is kill -9; {CALLED} pods call all the time (wrk, one connection), and open a connection every 10 ms"
+        ),
     ];
     Ok(Section { title: "pod: what pods notice".into(), notes, rows })
 }
@@ -183,7 +185,20 @@ fn crashes(setup: &Setup) -> anyhow::Result<Row> {
     let pods = |folder: &Path| -> anyhow::Result<Vec<Netns>> {
         (0..CALLED).map(|i| Netns::with_loopback(folder, &format!("called-{i}"))).collect()
     };
-    let refused = |seen: Seen| seen.refused as f64 / deaths as f64;
+    // How many of the connections that are opened while `die` is done, so often, are refused.
+    let refused = |pods: &[Netns], die: &mut dyn FnMut() -> anyhow::Result<()>| -> anyhow::Result<f64> {
+        let loads: Vec<Load> = pods.iter().map(|netns| Load::start(netns, 8081, "/", 1)).collect::<Result<_, _>>()?;
+        let knocking: Vec<Knocking> = pods.iter().map(|netns| Knocking::start(netns, 8081)).collect();
+        for _ in 0..deaths {
+            // A worker that dies within its first second is followed more slowly.
+            thread::sleep(Duration::from_millis(1_100));
+            die()?;
+        }
+        thread::sleep(Duration::from_millis(1_100));
+        let knocks: Knocks = knocking.into_iter().map(Knocking::end).sum::<Result<_, _>>()?;
+        loads.into_iter().try_for_each(|load| load.end().map(drop))?;
+        Ok(knocks.refused as f64 / deaths as f64)
+    };
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
     let (node, folder) = (node()?, tempfile::tempdir()?);
     let (with, without) = (pods(node.folder())?, pods(folder.path())?);
@@ -193,26 +208,9 @@ fn crashes(setup: &Setup) -> anyhow::Result<Row> {
     with.iter().try_for_each(answers_soon)?;
     for run in 0..setup.runs {
         eprintln!("pod: run {} of {}, {deaths} deaths under load", run + 1, setup.runs);
-        let loads: Vec<Load> = with.iter().map(|netns| Load::start(netns, 8081, "/", 1)).collect::<Result<_, _>>()?;
-        for _ in 0..deaths {
-            thread::sleep(Duration::from_millis(1_100));
-            process::signal(node.worker()?, Signal::KILL)?;
-        }
-        thread::sleep(Duration::from_millis(1_100));
-        ours.push(refused(loads.into_iter().map(Load::end).sum::<Result<_, _>>()?));
-
-        let servers: Vec<_> = without.iter().map(PlainServer::start).collect::<Result<_, _>>()?;
-        let loads: Vec<Load> =
-            without.iter().map(|netns| Load::start(netns, 8081, "/", 1)).collect::<Result<_, _>>()?;
-        let mut servers = servers;
-        for _ in 0..deaths {
-            thread::sleep(Duration::from_millis(1_100));
-            for server in &mut servers {
-                server.start_again()?;
-            }
-        }
-        thread::sleep(Duration::from_millis(1_100));
-        theirs.push(refused(loads.into_iter().map(Load::end).sum::<Result<_, _>>()?));
+        ours.push(refused(&with, &mut || process::signal(node.worker()?, Signal::KILL))?);
+        let mut servers: Vec<_> = without.iter().map(PlainServer::start).collect::<Result<_, _>>()?;
+        theirs.push(refused(&without, &mut || servers.iter_mut().try_for_each(PlainServer::start_again))?);
     }
     let baseline = Series::new("plain hyper servers, each killed and started again at once", theirs);
     let measured = Series::new("pillion", ours);

@@ -72,12 +72,11 @@ impl Netns {
     ///
     /// The namespace cannot be entered, or what `work` says.
     pub fn within<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> Result<T> {
-        let file = File::open(&self.path)?;
-        let enter = || {
-            move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
+        let inside = || {
+            enter(&self.path)?;
             work()
         };
-        let ended = thread::scope(|scope| scope.spawn(enter).join());
+        let ended = thread::scope(|scope| scope.spawn(inside).join());
         Ok(ended.map_err(|_| anyhow::anyhow!("a thread inside the namespace panicked"))??)
     }
 
@@ -126,6 +125,15 @@ impl Drop for Netns {
         _ = run(Command::new("umount").arg("--lazy").arg(&self.path));
         _ = std::fs::remove_file(&self.path);
     }
+}
+
+/// Moves the calling thread into the namespace at `path`.
+///
+/// # Errors
+///
+/// No root, no namespace.
+pub fn enter(path: &Path) -> io::Result<()> {
+    Ok(move_into_link_name_space(File::open(path)?.as_fd(), Some(LinkNameSpaceType::Network))?)
 }
 
 fn run(command: &mut Command) -> Result<()> {

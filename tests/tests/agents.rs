@@ -13,7 +13,7 @@ use pillion_protocol::keeper::{Call, FromHost, MAX_MESSAGE, Request, ToHost, ToS
 use pillion_sockets::link::Link;
 use pillion_tests::{
     Component,
-    load::{Load, Seen},
+    load::{Knocking, Load},
     netns::Netns,
     node::{Node, Sandbox},
     process,
@@ -56,7 +56,7 @@ fn eventually(what: &str, attempt: impl Fn() -> Result<()>) -> Result<()> {
 #[test]
 fn a_newer_agent_takes_everything_while_calls_go_on() -> Result<()> {
     let (mut node, netns) = node()?;
-    let load = Load::start(&netns, 8081, "/", 4)?;
+    let (load, knocking) = (Load::start(&netns, 8081, "/", 4)?, Knocking::start(&netns, 8081));
     std::thread::sleep(Duration::from_millis(500));
     for generation in 2..=4 {
         node.replace_agent()?;
@@ -68,9 +68,9 @@ fn a_newer_agent_takes_everything_while_calls_go_on() -> Result<()> {
         says_hello(&new)?;
         assert!(node.cni("DEL", &Sandbox::new(&pod, &id, &new, "hello=8081"))?.success);
     }
-    let seen = load.end()?;
-    assert!(seen.answers > 100, "{seen:?}");
-    assert_eq!(Seen { answers: 0, ..seen }, Seen::default(), "nothing is refused, lost or wrong");
+    let (seen, knocks) = (load.end()?, knocking.end()?);
+    assert!(seen.answers > 100 && knocks.opened > 10, "{seen:?} {knocks:?}");
+    assert_eq!((knocks.refused, seen.lost, seen.bad), (0, 0, 0), "nothing is refused, lost or wrong");
     Ok(())
 }
 
@@ -235,12 +235,8 @@ fn a_listener_that_somebody_shuts_down_listens_again() -> Result<()> {
     for listener in &told.descriptors {
         rustix::net::shutdown(listener, rustix::net::Shutdown::Both)?;
     }
-    assert_eq!(netns.accepts(8081), NEITHER);
-    // Compared every 30 s.
-    let end = Instant::now() + Duration::from_secs(35);
-    while netns.accepts(8081) != BOTH {
-        ensure!(Instant::now() < end, "it does not listen");
-        std::thread::sleep(Duration::from_millis(200));
-    }
-    says_hello(&netns)
+    eventually("both addresses", || {
+        ensure!(netns.accepts(8081) == BOTH, "they do not accept");
+        says_hello(&netns)
+    })
 }

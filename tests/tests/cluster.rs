@@ -269,6 +269,11 @@ async fn older_than_the_agent(cluster: &Cluster, node: &Node) -> Result<()> {
     // The container has that port already: the other one is there all the same.
     let why = failure(&mut link, "old")?;
     ensure!(why.contains("port 9000 cannot be listened on in the pod"), "{why}");
+    // Another component at the same port, as when the annotation changes.
+    let keeper::FromHost::Desired { pod: old, .. } = pod("old")? else { unreachable!() };
+    link.send(&keeper::FromHost::Desired { pod: old, sidecars: "b=8081".parse()?, netns: None }, &[])?;
+    let says_b = || says(&fetch(cluster, "old", "http://127.0.0.1:8081/env?name=NAME")?, "b");
+    eventually("the other component", SOON, || async { says_b() }).await?;
     link.send(&pod("bare")?, &[])?;
     let why = failure(&mut link, "bare")?;
     ensure!(why.contains("the node's network (hostNetwork)"), "{why}");

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use pillion_tests::{
     Component,
-    load::{Load, Seen},
+    load::{Knocking, Knocks, Load, Seen},
     netns::Netns,
     node::{Node, Sandbox},
     process,
@@ -56,8 +56,8 @@ fn says_hello(netns: &Netns, port: u16) -> Result<()> {
     Ok(())
 }
 
-/// Calls in `PODS` pods while `work` is done; gives what all of them saw.
-fn under_load(node: &mut Node, work: impl FnOnce(&mut Node) -> Result<()>) -> Result<Seen> {
+/// Calls in `PODS` pods, on connections that are kept and on new ones, while `work` is done; gives what all of them saw.
+fn under_load(node: &mut Node, work: impl FnOnce(&mut Node) -> Result<()>) -> Result<(Seen, Knocks)> {
     let pods: Vec<Netns> =
         (0..PODS).map(|i| Netns::with_loopback(node.folder(), &format!("pod-{i}"))).collect::<Result<_>>()?;
     for (i, netns) in pods.iter().enumerate() {
@@ -67,20 +67,23 @@ fn under_load(node: &mut Node, work: impl FnOnce(&mut Node) -> Result<()>) -> Re
     }
     pods.iter().try_for_each(|netns| eventually("an answer", || says_hello(netns, 8081)))?;
     let loads: Vec<Load> = pods.iter().map(|netns| Load::start(netns, 8081, "/", 1)).collect::<Result<_>>()?;
+    let knocking: Vec<Knocking> = pods.iter().map(|netns| Knocking::start(netns, 8081)).collect();
     thread::sleep(Duration::from_millis(300));
     work(node)?;
     thread::sleep(Duration::from_millis(300));
     for netns in &pods {
         says_hello(netns, 8081)?;
     }
-    loads.into_iter().map(Load::end).sum()
+    let knocks: Knocks = knocking.into_iter().map(Knocking::end).sum::<Result<_>>()?;
+    ensure!(knocks.opened > 100, "{knocks:?}");
+    Ok((loads.into_iter().map(Load::end).sum::<Result<_>>()?, knocks))
 }
 
 #[test]
 fn a_worker_that_is_killed_again_and_again_costs_only_what_is_in_flight() -> Result<()> {
     let deaths = times(3, 50);
     let mut node = node()?;
-    let seen = under_load(&mut node, |node| {
+    let (seen, knocks) = under_load(&mut node, |node| {
         for _ in 0..deaths {
             // One that dies within its first second is followed more slowly.
             thread::sleep(Duration::from_millis(1_100));
@@ -93,8 +96,8 @@ fn a_worker_that_is_killed_again_and_again_costs_only_what_is_in_flight() -> Res
         }
         Ok(())
     })?;
-    println!("{deaths} workers killed under load in {PODS} pods: {seen:?}");
-    assert_eq!((seen.refused, seen.bad), (0, 0), "{seen:?}");
+    println!("{deaths} workers killed under load in {PODS} pods: {seen:?}, {knocks:?}");
+    assert_eq!((knocks.refused, seen.bad), (0, 0), "{seen:?}");
     assert!(seen.lost <= (deaths * PODS) as u64, "more than one request for each connection: {seen:?}");
     assert!(seen.answers > 1_000, "{seen:?}");
     Ok(())
@@ -106,7 +109,7 @@ fn upgrades_and_rollbacks_lose_nothing() -> Result<()> {
     let replaced = times(4, 25);
     let mut node = node()?;
     let mut longest = Duration::ZERO;
-    let seen = under_load(&mut node, |node| {
+    let (seen, knocks) = under_load(&mut node, |node| {
         for _ in 0..replaced {
             let began = Instant::now();
             node.replace_agent()?;
@@ -114,8 +117,8 @@ fn upgrades_and_rollbacks_lose_nothing() -> Result<()> {
         }
         Ok(())
     })?;
-    println!("{replaced} agents replaced under load in {PODS} pods, at most {longest:.1?} each: {seen:?}");
-    assert_eq!(Seen { answers: 0, ..seen }, Seen::default(), "nothing is refused, lost or wrong");
+    println!("{replaced} agents replaced under load in {PODS} pods, at most {longest:.1?} each: {seen:?}, {knocks:?}");
+    assert_eq!((knocks.refused, seen.lost, seen.bad), (0, 0, 0), "nothing is refused, lost or wrong");
     assert!(seen.answers > 1_000, "{seen:?}");
     assert_eq!(node.status()?["listeners"], 2 * PODS);
     Ok(())
@@ -125,7 +128,7 @@ fn upgrades_and_rollbacks_lose_nothing() -> Result<()> {
 fn a_keeper_that_is_killed_again_and_again_holds_everything_again() -> Result<()> {
     let deaths = times(3, 20);
     let mut node = node()?;
-    let seen = under_load(&mut node, |node| {
+    let (seen, knocks) = under_load(&mut node, |node| {
         for _ in 0..deaths {
             thread::sleep(Duration::from_millis(100));
             node.start_keeper()?;
@@ -137,8 +140,8 @@ fn a_keeper_that_is_killed_again_and_again_holds_everything_again() -> Result<()
         }
         Ok(())
     })?;
-    println!("{deaths} keepers killed under load in {PODS} pods: {seen:?}");
-    assert_eq!(Seen { answers: 0, ..seen }, Seen::default(), "nobody notices");
+    println!("{deaths} keepers killed under load in {PODS} pods: {seen:?}, {knocks:?}");
+    assert_eq!((knocks.refused, seen.lost, seen.bad), (0, 0, 0), "nobody notices");
     assert!(seen.answers > 1_000, "{seen:?}");
     Ok(())
 }

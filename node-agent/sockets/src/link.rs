@@ -22,14 +22,18 @@ use serde::{Serialize, de::DeserializeOwned};
 /// The longest message between processes that trust each other. Others say how much they read.
 const MAX_MESSAGE: usize = 16 << 20;
 
-/// The most descriptors beside one message; the kernel allows 253.
-const MAX_DESCRIPTORS: usize = 16;
+/// The most descriptors beside one message between processes that trust each other; the kernel allows 253.
+pub const MAX_DESCRIPTORS: usize = 250;
+
+/// The most descriptors that are taken from others.
+const FEW_DESCRIPTORS: usize = 16;
 
 /// One end of the link.
 pub struct Link {
     socket: UnixStream,
-    /// The longest message that is read.
+    /// The longest message that is read, and the most descriptors beside it.
     longest: usize,
+    descriptors: usize,
     /// Two threads' frames must not mix.
     sending: Mutex<()>,
 }
@@ -46,12 +50,12 @@ pub struct Incoming<T> {
 impl Link {
     /// A link over one end of a socket pair.
     pub fn new(socket: UnixStream) -> Self {
-        Self::bounded(socket, MAX_MESSAGE)
+        Self { socket, longest: MAX_MESSAGE, descriptors: MAX_DESCRIPTORS, sending: Mutex::new(()) }
     }
 
     /// A link to a process that may send anything: what is longer than `longest` bytes is refused before it is read.
     pub fn bounded(socket: UnixStream, longest: usize) -> Self {
-        Self { socket, longest, sending: Mutex::new(()) }
+        Self { socket, longest, descriptors: FEW_DESCRIPTORS, sending: Mutex::new(()) }
     }
 
     /// The socket.
@@ -65,7 +69,8 @@ impl Link {
     ///
     /// No descriptor left.
     pub fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self::bounded(self.socket.try_clone()?, self.longest))
+        let Self { longest, descriptors, .. } = *self;
+        Ok(Self { socket: self.socket.try_clone()?, longest, descriptors, sending: Mutex::new(()) })
     }
 
     /// Sends a message. Waits while the other side does not read.
@@ -102,7 +107,9 @@ impl Link {
         let mut header = [0; 4];
         let mut descriptors = Vec::new();
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
-        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let room = rustix::cmsg_space!(ScmRights(FEW_DESCRIPTORS));
+        let few = self.descriptors <= FEW_DESCRIPTORS;
+        let mut ancillary = RecvAncillaryBuffer::new(if few { space.split_at_mut(room).0 } else { &mut space });
         let received =
             recvmsg(&self.socket, &mut [IoSliceMut::new(&mut header)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
         for message in ancillary.drain() {
@@ -114,8 +121,10 @@ impl Link {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         if received.flags.contains(ReturnFlags::CTRUNC) {
-            let text =
-                format!("a message came with more than {MAX_DESCRIPTORS} descriptors, or this process has none left");
+            let text = format!(
+                "a message came with more than {} descriptors, or this process has none left",
+                self.descriptors
+            );
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
         let length = usize::try_from(u32::from_be_bytes(header)).unwrap_or(usize::MAX);

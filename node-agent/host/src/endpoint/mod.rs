@@ -23,6 +23,7 @@ use std::{
 };
 
 use pillion_protocol::{annotation::Port, name::Name, pod::Pod};
+use pillion_sockets::listen;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch},
@@ -172,6 +173,17 @@ pub struct Endpoint {
     shared: Arc<Shared>,
 }
 
+/// Makes a listener listen again that somebody has shut down, who holds a copy of it. The runtime takes one that was for closed for
+/// ever, so it is given to it anew.
+fn listening(listener: TcpListener) -> io::Result<TcpListener> {
+    if listen::listens(&listener)? {
+        return Ok(listener);
+    }
+    let listener = listener.into_std()?;
+    listen::again(&listener)?;
+    TcpListener::from_std(listener)
+}
+
 impl Endpoint {
     /// A binding, whose component's state is told by `state`.
     pub fn new(binding: Binding, state: watch::Receiver<State>, shared: Arc<Shared>) -> Self {
@@ -181,6 +193,11 @@ impl Endpoint {
         let (served, held) = (Served::default(), AtomicUsize::new(0));
         let (accepting, closing) = (Mutex::default(), Closing::default());
         Self { binding, component, port, pod, accepting, closing, state, account, served, connections, held, shared }
+    }
+
+    /// Whether it is this binding's.
+    pub fn is_of(&self, binding: &Binding) -> bool {
+        self.binding == binding.name && self.component == binding.component
     }
 
     /// Closes its listeners: others take their place, or it ends.
@@ -211,7 +228,7 @@ impl Endpoint {
         Ok(())
     }
 
-    async fn accept(self: Arc<Self>, listener: TcpListener, _permit: OwnedSemaphorePermit) {
+    async fn accept(self: Arc<Self>, mut listener: TcpListener, _permit: OwnedSemaphorePermit) {
         let mut draining = self.shared.draining.clone();
         loop {
             let Ok(own) = Arc::clone(&self.connections).acquire_owned().await else { return };
@@ -225,6 +242,13 @@ impl Endpoint {
                 Err(error) => {
                     tracing::warn!(binding = %self.binding, %error, "a connection cannot be accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
+                    listener = match listening(listener) {
+                        Ok(listener) => listener,
+                        Err(error) => {
+                            tracing::error!(binding = %self.binding, %error, "a listener is lost until the next worker");
+                            return;
+                        }
+                    };
                 }
             }
         }

@@ -186,7 +186,7 @@ impl Supervisor {
         });
         if !served {
             let descriptors: Vec<_> = listeners.iter().map(AsFd::as_fd).collect();
-            self.tell_with(&ToWorker::Bind(binding.clone()), &descriptors);
+            self.tell_with(&ToWorker::Bind(vec![(binding.clone(), descriptors.len())]), &descriptors);
             self.tell_fate(&binding.component);
             self.desired.bindings.insert(key, Bound { binding, listeners, endpoint: Some(endpoint) });
         }

@@ -92,8 +92,9 @@ pub enum ToWorker {
     },
     /// A component is no more.
     ComponentGone(Name),
-    /// A binding. Its listeners come as descriptors, and replace those that came for it before.
-    Bind(Binding),
+    /// Bindings, and how many listeners each has. They come as descriptors, one binding's after the other's, and replace those that
+    /// came before.
+    Bind(Vec<(Binding, usize)>),
     /// A pod's binding is no more.
     Unbind(PodUid, Port),
     /// What has this digest took workers down: it is not run.

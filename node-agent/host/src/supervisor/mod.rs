@@ -11,6 +11,7 @@ pub mod message;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     io::{PipeReader, Read},
+    mem,
     os::fd::{AsFd, OwnedFd},
     os::unix::net::UnixStream,
     process::Child,
@@ -28,7 +29,7 @@ use pillion_protocol::{
     pod::PodUid,
 };
 use pillion_sockets::{
-    link::{Incoming, Link},
+    link::{Incoming, Link, MAX_DESCRIPTORS},
     listen,
 };
 
@@ -303,10 +304,16 @@ impl Supervisor {
         let Desired { settings, components, bindings } = &self.desired;
         self.tell(&ToWorker::Settings(settings.clone()));
         // Bindings first: what becomes of a component is told for each binding that there is.
+        // Many at once: thousands of messages would take longer than everything else.
+        let (mut told, mut descriptors) = (Vec::new(), Vec::new());
         for Bound { binding, listeners, .. } in bindings.values() {
-            let descriptors: Vec<_> = listeners.iter().map(AsFd::as_fd).collect();
-            self.tell_with(&ToWorker::Bind(binding.clone()), &descriptors);
+            if descriptors.len() + listeners.len() > MAX_DESCRIPTORS {
+                self.tell_with(&ToWorker::Bind(mem::take(&mut told)), &mem::take(&mut descriptors));
+            }
+            told.push((binding.clone(), listeners.len()));
+            descriptors.extend(listeners.iter().map(AsFd::as_fd));
         }
+        self.tell_with(&ToWorker::Bind(told), &descriptors);
         for (digest, _) in self.culprits.iter().filter(|(_, deaths)| **deaths >= QUARANTINE) {
             self.tell(&ToWorker::Quarantined(*digest));
         }

@@ -10,7 +10,10 @@ mod registry;
 use std::{
     collections::{HashMap, VecDeque},
     net::TcpListener,
-    os::{fd::AsFd, unix::net::UnixStream},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
+    },
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
@@ -42,7 +45,7 @@ use crate::{
         cores, culprit,
     },
     store::Library,
-    supervisor::message::{Event, FromWorker, Settings, ToWorker},
+    supervisor::message::{Binding, Event, FromWorker, Settings, ToWorker},
 };
 
 /// Descriptors that neither listeners nor connections take, beside those of loaded components and calls out: for files and the
@@ -187,31 +190,12 @@ impl Worker {
                     self.preparer.report(event);
                 }
             }
-            ToWorker::Unbind(pod, port) => {
-                self.registry.unbind(&pod, port);
-                if let Some(endpoint) = self.endpoints.remove(&(Some(pod), port)) {
-                    endpoint.close();
-                }
-            }
+            ToWorker::Unbind(pod, port) => self.unbind(pod, port),
             ToWorker::Quarantined(digest) => self.preparer.quarantine(digest),
-            ToWorker::Bind(binding) => {
-                let key = (binding.pod.as_ref().map(|pod| pod.uid.clone()), binding.port);
-                let endpoint = match self.endpoints.get(&key) {
-                    Some(known) => {
-                        known.stop_listening();
-                        Arc::clone(known)
-                    }
-                    None => {
-                        let state = self.registry.bind(binding.clone());
-                        let endpoint = Endpoint::new(binding.clone(), state, Arc::clone(&self.shared));
-                        Arc::clone(self.endpoints.entry(key).or_insert(Arc::new(endpoint)))
-                    }
-                };
-                let _front = self.front.enter();
-                for descriptor in incoming.descriptors {
-                    if let Err(error) = endpoint.listen(TcpListener::from(descriptor)) {
-                        tracing::error!(port = binding.port.get(), %error, "a listener cannot be served");
-                    }
+            ToWorker::Bind(bindings) => {
+                let mut descriptors = incoming.descriptors.into_iter();
+                for (binding, listeners) in bindings {
+                    self.bind(binding, descriptors.by_ref().take(listeners));
                 }
             }
             ToWorker::Compiled { id, result } => self.preparer.compiled(id, result),
@@ -222,6 +206,41 @@ impl Worker {
                 }
             }
             ToWorker::Settings(_) | ToWorker::Drain => {}
+        }
+    }
+
+    fn bind(&mut self, binding: Binding, listeners: impl Iterator<Item = OwnedFd>) {
+        let key = (binding.pod.as_ref().map(|pod| pod.uid.clone()), binding.port);
+        let known = self.endpoints.get(&key);
+        let endpoint = match known.filter(|known| known.is_of(&binding)) {
+            Some(known) => {
+                known.stop_listening();
+                Arc::clone(known)
+            }
+            None => {
+                // Another component has the port now: what is on its way at the one before finishes there.
+                if let (Some(pod), port) = &key
+                    && known.is_some()
+                {
+                    self.unbind(pod.clone(), *port);
+                }
+                let state = self.registry.bind(binding.clone());
+                let endpoint = Endpoint::new(binding.clone(), state, Arc::clone(&self.shared));
+                Arc::clone(self.endpoints.entry(key).insert_entry(Arc::new(endpoint)).get())
+            }
+        };
+        let _front = self.front.enter();
+        for listener in listeners {
+            if let Err(error) = endpoint.listen(TcpListener::from(listener)) {
+                tracing::error!(port = binding.port.get(), %error, "a listener cannot be served");
+            }
+        }
+    }
+
+    fn unbind(&mut self, pod: PodUid, port: Port) {
+        self.registry.unbind(&pod, port);
+        if let Some(endpoint) = self.endpoints.remove(&(Some(pod), port)) {
+            endpoint.close();
         }
     }
 
