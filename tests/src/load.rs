@@ -66,6 +66,8 @@ impl Knocking {
             while !over.load(Relaxed) {
                 match TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, port)), CONNECT) {
                     Ok(_) => yes.fetch_add(1, Relaxed),
+                    // Opened, and gone with who had it before this side looked.
+                    Err(error) if error.kind() == ErrorKind::ConnectionReset => yes.fetch_add(1, Relaxed),
                     Err(error) if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::TimedOut) => {
                         no.fetch_add(1, Relaxed)
                     }
