@@ -122,8 +122,10 @@ pub struct Status {
     pub listeners: usize,
     /// The most listeners that keeper and host can hold, by their limits on descriptors.
     pub listeners_max: usize,
-    /// Hosts that are connected: two while one is replaced.
+    /// Hosts that are told of everything: two while one is replaced.
     pub hosts: usize,
+    /// One of them came to this keeper by itself: that of the keeper's own pod.
+    pub ready: bool,
 }
 
 /// What a keeper tells its successor.
@@ -133,7 +135,10 @@ pub enum ToSuccessor {
     /// An endpoint. Its listeners come as descriptors.
     Held(Endpoint),
     /// A host. Its connection comes as a descriptor; the host hears of that when the successor has [`Taken`] everything.
-    Host,
+    Host {
+        /// It knows everything that is bound, and is told of changes only.
+        introduced: bool,
+    },
     /// That was all. One descriptor: the lock that says who holds this node's endpoints.
     Complete,
     /// Nothing is given; the text is for people.
@@ -184,7 +189,10 @@ pub enum ToHost {
     /// Everything that is bound now was told.
     Complete,
     /// Another keeper is there. One descriptor: the connection to it, which takes the place of this one.
-    Moved,
+    Moved {
+        /// It knows what this host holds, and tells of changes only.
+        introduced: bool,
+    },
 }
 
 /// From the host to the keeper.

@@ -244,9 +244,15 @@ impl Node {
         Ok(())
     }
 
+    /// Waits until the newest agent's keeper is the keeper.
     fn wait_for_keeper(&self) -> Result<()> {
+        let kept = self.agent.folder(self.folder.path()).join("generation");
+        let is_keeper = || {
+            let generation: u64 = std::fs::read_to_string(&kept).ok()?.trim().parse().ok()?;
+            self.status().ok()?.get("generation")?.as_u64().filter(|of_keeper| *of_keeper == generation)
+        };
         let began = Instant::now();
-        while self.status_of_own_keeper().is_err() {
+        while is_keeper().is_none() {
             ensure!(began.elapsed() < START, "this is not the keeper: {}", self.log());
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -262,7 +268,8 @@ impl Node {
         self.status_with(&[])
     }
 
-    fn status_of_own_keeper(&self) -> Result<Value> {
+    /// The readiness probe of the newest agent.
+    fn probe(&self) -> Result<Value> {
         let folder = self.agent.folder(self.folder.path());
         self.status_with(&["--instance".as_ref(), folder.as_os_str()])
     }
@@ -294,7 +301,13 @@ impl Node {
     pub fn start_next_agent(&mut self) -> Result<Agent> {
         let next = Agent::new(self.agent.number + 1);
         let old = std::mem::replace(&mut self.agent, next);
-        self.start_beside(&old)?;
+        self.spawn_keeper(&[])?;
+        self.start_host()?;
+        let began = Instant::now();
+        while let Err(error) = self.probe() {
+            ensure!(began.elapsed() < START, "{error}: {}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
         Ok(old)
     }
 
@@ -326,19 +339,6 @@ impl Node {
         let started = self.spawn_keeper(&[]);
         std::mem::swap(&mut self.agent, agent);
         started
-    }
-
-    fn start_beside(&mut self, old: &Agent) -> Result<()> {
-        self.spawn_keeper(&[])?;
-        self.start_host()?;
-        self.wait_for_keeper()?;
-        let hosts = 1 + u64::from(old.host.is_some());
-        let began = Instant::now();
-        while self.status()?.get("hosts").and_then(Value::as_u64) != Some(hosts) {
-            ensure!(began.elapsed() < START, "the new host is not there: {}", self.log());
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        Ok(())
     }
 
     /// Kills the keeper as a fault would.

@@ -7,7 +7,6 @@ use pillion_tests::{
     Component, Host,
     netns::Netns,
     node::{HOST, Node, Sandbox},
-    process,
 };
 
 const SYS_ADMIN: u64 = 1 << 21;
@@ -93,6 +92,6 @@ fn a_host_does_not_start_as_root() -> Result<()> {
         .output()?;
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("not as root") && said.contains("runAsUser"), "{said}");
-    assert!(process::children(std::process::id()).is_empty() || !folder.path().join("store").exists());
+    assert!(!folder.path().join("store").exists(), "nothing was done");
     Ok(())
 }

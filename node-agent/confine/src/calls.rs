@@ -189,7 +189,6 @@ pub const SPAWNING: &[i64] = &[
     SYS_fchdir,
     SYS_pidfd_open,
     SYS_pidfd_send_signal,
-    SYS_set_tid_address,
     #[cfg(target_arch = "x86_64")]
     SYS_vfork,
 ];

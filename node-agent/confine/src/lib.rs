@@ -13,7 +13,10 @@ mod calls;
 
 use std::collections::BTreeMap;
 
-use rustix::thread::{CapabilitySet, CapabilitySets};
+use rustix::{
+    process::{DumpableBehavior, set_dumpable_behavior},
+    thread::{CapabilitySet, CapabilitySets},
+};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
@@ -51,10 +54,12 @@ impl Process {
     /// The capabilities that it keeps, if it has them.
     ///
     /// CAP_SYS_ADMIN: `setns` into pods' network namespaces. CAP_SYS_PTRACE: to look at `/proc/PID/ns/net` of pods' processes.
+    /// CAP_DAC_OVERRIDE: to write the node's CNI folders where they are another user's.
     fn capabilities(self) -> CapabilitySet {
         match self {
             Self::Keeper => CapabilitySet::SYS_ADMIN | CapabilitySet::SYS_PTRACE,
-            Self::Supervisor | Self::Worker | Self::Installer | Self::Compiler => CapabilitySet::empty(),
+            Self::Installer => CapabilitySet::DAC_OVERRIDE,
+            Self::Supervisor | Self::Worker | Self::Compiler => CapabilitySet::empty(),
         }
     }
 
@@ -76,6 +81,10 @@ impl Process {
     /// See [`ConfineError`].
     pub fn confine(self) -> Result<(), ConfineError> {
         drop_capabilities(self.capabilities()).map_err(ConfineError::Capabilities)?;
+        if self == Self::Supervisor {
+            // Its workers are the same user: without this they could write into its memory.
+            set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(ConfineError::Capabilities)?;
+        }
         // This sets no_new_privs, too.
         Ok(seccompiler::apply_filter(&self.filter()?)?)
     }
@@ -84,16 +93,33 @@ impl Process {
     fn filter(self) -> Result<BpfProgram, ConfineError> {
         let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
             self.calls().into_iter().flatten().map(|call| (*call, Vec::new())).collect();
-        // A new process is refused where there is no spawning; a new thread is not. clone3 cannot be looked into.
-        if self.calls().contains(&calls::THREADS) && !self.calls().contains(&calls::SPAWNING) {
+        let calls = self.calls();
+        if calls.contains(&calls::THREADS) && !calls.contains(&calls::SPAWNING) {
+            // A new process is refused where there is no spawning; a new thread is not. clone3 cannot be looked into.
             let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
-            let is_thread = SeccompCondition::new(0, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(thread), thread)?;
-            rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![is_thread])?]);
+            rules.insert(libc::SYS_clone, vec![first_is(SeccompCmpOp::MaskedEq(thread), thread)?]);
+        }
+        if matches!(self, Self::Worker | Self::Compiler) {
+            // The supervisor is the same user, and may do more: it is neither signalled nor limited by them.
+            let own = u64::from(std::process::id());
+            rules.insert(libc::SYS_tgkill, vec![first_is(SeccompCmpOp::Eq, own)?]);
+            rules.insert(libc::SYS_prlimit64, vec![first_is(SeccompCmpOp::Eq, 0)?]);
+        }
+        if self == Self::Worker {
+            // No Unix socket: who connects to the keeper's is known by the user alone.
+            let families = [libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
+            let families = families.map(|family| first_is(SeccompCmpOp::Eq, u64::from(family.unsigned_abs())));
+            rules.insert(libc::SYS_socket, families.into_iter().collect::<Result<_, _>>()?);
         }
         let otherwise = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
         let filter = SeccompFilter::new(rules, otherwise, SeccompAction::Allow, std::env::consts::ARCH.try_into()?)?;
         Ok(filter.try_into()?)
     }
+}
+
+/// A call is allowed if its first argument is this.
+fn first_is(operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, seccompiler::BackendError> {
+    SeccompRule::new(vec![SeccompCondition::new(0, SeccompCmpArgLen::Dword, operator, value)?])
 }
 
 /// Keeps what is in `keep`, as far as the process has it, and drops everything else for good.
@@ -148,6 +174,7 @@ mod tests {
             assert!(Command::new("/bin/true").spawn().is_err());
             assert!(rustix::mount::mount("none", "/mnt", "tmpfs", rustix::mount::MountFlags::empty(), None).is_err());
             TcpListener::bind("127.0.0.1:0").unwrap();
+            assert!(std::os::unix::net::UnixListener::bind("/tmp/no.sock").is_err());
             assert_eq!(thread::spawn(|| 7).join().unwrap(), 7, "threads are started");
         });
     }

@@ -1,7 +1,7 @@
 //! How many listeners a node can hold: each is a descriptor, here and in the host.
 
 /// Descriptors that are kept free: for clients, files, and listeners on their way.
-const RESERVE: usize = 256;
+const RESERVE: usize = 512;
 
 /// What this process can hold.
 #[derive(Clone, Copy, Debug)]
@@ -51,7 +51,7 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_is_refused_with_all_numbers() {
-        let capacity = Capacity { descriptors: 1_000 };
+        let capacity = Capacity { descriptors: 1_256 };
         assert_eq!(capacity.listeners_max(None, 44), 700);
         assert_eq!(capacity.listeners_max(Some(500), 44), 500);
         assert_eq!(capacity.allows(None, 44, 690, 5), Ok(()));

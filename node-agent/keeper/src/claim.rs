@@ -6,7 +6,8 @@
 
 use std::{
     fs::{self, File, TryLockError},
-    io::{self, Read, Seek, Write},
+    io::{self, Read, Seek},
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -65,7 +66,8 @@ impl Claimant {
             Some(generation) => generation,
             None => {
                 let next = state.join("generation");
-                let generation = next_number(&next).map_err(|error| ClaimError { path: next, error })?;
+                let generation =
+                    next_number(&next, &state.join("lock")).map_err(|error| ClaimError { path: next, error })?;
                 fs::create_dir_all(instance)
                     .and_then(|()| fs::write(&kept, generation.to_string()))
                     .map_err(|error| ClaimError { path: kept, error })?;
@@ -91,7 +93,8 @@ impl Claimant {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 self.free_since = None;
-                return Ok(if last < self.generation { Turn::Ask } else { Turn::Wait });
+                // One that is not newer is refused by who holds it.
+                return Ok(if last <= self.generation { Turn::Ask } else { Turn::Wait });
             }
             Err(TryLockError::Error(error)) => return Err(error),
         }
@@ -101,44 +104,49 @@ impl Claimant {
             return Ok(Turn::Wait);
         }
         self.free_since = None;
-        Ok(Turn::Hold(self.hold(lock)?))
+        let claim = self.hold(lock);
+        claim.declare()?;
+        Ok(Turn::Hold(claim))
     }
 
-    /// Takes a lock that is held for us already.
+    /// Takes a lock that is held for us already. It says so only when that is [declared](Claim::declare).
+    pub fn hold(&self, lock: File) -> Claim {
+        Claim { lock, generation: self.generation }
+    }
+}
+
+impl Claim {
+    /// Writes into the lock who holds it.
     ///
     /// # Errors
     ///
     /// It cannot be written.
-    pub fn hold(&self, lock: File) -> io::Result<Claim> {
-        write_number(&lock, self.generation)?;
-        Ok(Claim { lock, generation: self.generation })
+    pub fn declare(&self) -> io::Result<()> {
+        write_number(&self.lock, self.generation)
     }
 }
 
-/// Counts in `path`: gives a number that was never given before.
-fn next_number(path: &Path) -> io::Result<u64> {
+/// Counts in `path`: gives a number that was never given before, and is higher than that of who holds the lock.
+fn next_number(path: &Path, lock: &Path) -> io::Result<u64> {
     let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
     file.lock()?;
-    let next = number_in(&file)? + 1;
+    let held = File::open(lock).and_then(|lock| number_in(&lock)).unwrap_or(0);
+    let next = number_in(&file)?.max(held) + 1;
     write_number(&file, next)?;
     Ok(next)
 }
 
+/// 0 where there is none.
 fn number_in(mut file: &File) -> io::Result<u64> {
     let mut text = String::new();
     file.rewind()?;
     file.take(32).read_to_string(&mut text)?;
-    match text.trim() {
-        "" => Ok(0),
-        text => text.parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("{text:?} is no number"))),
-    }
+    Ok(text.trim().parse().unwrap_or(0))
 }
 
-fn write_number(mut file: &File, number: u64) -> io::Result<()> {
-    file.set_len(0)?;
-    file.rewind()?;
-    file.write_all(number.to_string().as_bytes())?;
-    file.sync_all()
+/// Always as many bytes, in one write: it is never half there.
+fn write_number(file: &File, number: u64) -> io::Result<()> {
+    file.write_all_at(format!("{number:020}\n").as_bytes(), 0)
 }
 
 #[cfg(test)]
@@ -163,7 +171,10 @@ mod tests {
         // As a descriptor that travels: the lock is never free.
         let handed = claim.lock.try_clone().unwrap();
         drop(claim);
-        let claim = new.hold(handed).unwrap();
+        let mut crashed = Claimant::new(state.path(), second.path()).unwrap();
+        assert!(matches!(crashed.turn().unwrap(), Turn::Ask), "it has not declared itself: it asks again");
+        let claim = new.hold(handed);
+        claim.declare().unwrap();
         let mut again = Claimant::new(state.path(), first.path()).unwrap();
         assert_eq!(again.generation, old.generation, "started again in the same pod");
         assert!(matches!(again.turn().unwrap(), Turn::Wait), "it does not take everything back");

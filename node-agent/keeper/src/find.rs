@@ -76,16 +76,19 @@ fn oldest_processes(proc: &Path, pods: &BTreeSet<&PodUid>) -> BTreeMap<PodUid, P
 /// Which of `pods` a process belongs to, and in which container, by its `/proc/PID/cgroup`. The kubelet names the group of a pod
 /// by its UID, with `_` for `-` where systemd makes it; within, the runtime names the container's by its id.
 fn owner<'a>(cgroup: &str, pods: &BTreeSet<&'a PodUid>) -> Option<(&'a PodUid, SandboxId)> {
-    cgroup.lines().find_map(|line| {
-        let mut parts = line.rsplit('/');
-        let (container, pod) = (parts.next()?, parts.next()?);
+    let groups = cgroup.lines().flat_map(|line| {
+        let parts: Vec<&str> = line.split('/').collect();
+        parts.windows(2).filter_map(|two| <[&str; 2]>::try_from(two).ok()).collect::<Vec<_>>()
+    });
+    let owner = |[pod, container]: [&str; 2]| {
         let pod = pod.strip_suffix(".slice").unwrap_or(pod);
         let (_, uid) = pod.rsplit_once("pod")?;
         let uid = pods.iter().find(|known| known.as_str() == uid || known.as_str().replace('-', "_") == uid)?;
         let container = container.strip_suffix(".scope").unwrap_or(container);
         let id = container.rsplit_once('-').map_or(container, |(_, id)| id);
         Some((*uid, id.parse().ok()?))
-    })
+    };
+    groups.into_iter().find_map(owner)
 }
 
 /// When a process began, by its `/proc/PID/stat`: the 22nd field. The second one, its name, may hold anything.
@@ -109,6 +112,10 @@ mod tests {
                 Some((&uid, "c0ffee")),
             ),
             ("0::/../../kubepods-podc1d3b5d0e4f1a2b3c4d5e6f7a8b9c0d1.slice/crio-abc.scope\n", Some((&hash, "abc"))),
+            (
+                "0::/kubepods.slice/kubepods-pod0b6f2d9a_6b7e_4a4f_9f3e_9d2a3c1e5b77.slice/crio-abc.scope/container\n",
+                Some((&uid, "abc")),
+            ),
             ("0::/kubepods/pod0b6f2d9a/c0ffee\n", None),
             ("0::/system.slice/cron.service\n", None),
             ("", None),

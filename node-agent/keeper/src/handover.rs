@@ -15,10 +15,16 @@ use std::{
 use pillion_protocol::keeper::{Call, Endpoint, MAX_MESSAGE, Request, Taken, ToHost, ToSuccessor, VERSION};
 use pillion_sockets::link::Link;
 
-use crate::keeper::Keeper;
+use crate::{
+    host::{Origin, Reconnected},
+    keeper::Keeper,
+};
 
 /// How long each side may be silent.
 const SILENCE: Duration = Duration::from_secs(5);
+
+/// A connection to a host, and where it comes from.
+pub type HandedHost = (UnixStream, Origin);
 
 /// Everything that a keeper gave.
 pub struct Handed {
@@ -26,7 +32,7 @@ pub struct Handed {
     /// The endpoints with their listeners.
     pub endpoints: Vec<(Endpoint, Vec<OwnedFd>)>,
     /// Connections to hosts.
-    pub hosts: Vec<UnixStream>,
+    pub hosts: Vec<HandedHost>,
     /// The lock.
     pub lock: File,
 }
@@ -48,7 +54,10 @@ pub fn ask(socket: &Path, generation: u64) -> io::Result<Handed> {
         let mut descriptors = incoming.descriptors;
         match incoming.message {
             ToSuccessor::Held(endpoint) => endpoints.push((endpoint, descriptors)),
-            ToSuccessor::Host => hosts.extend(descriptors.pop().map(UnixStream::from)),
+            ToSuccessor::Host { introduced } => {
+                let connection = descriptors.pop().map(UnixStream::from);
+                hosts.extend(connection.map(|connection| (connection, Origin::Handed { introduced })));
+            }
             ToSuccessor::Complete => {
                 let lock = descriptors.pop().ok_or_else(|| io::Error::other("the lock did not come with the rest"))?;
                 return Ok(Handed { link, endpoints, hosts, lock: lock.into() });
@@ -64,7 +73,7 @@ impl Handed {
     /// # Errors
     ///
     /// The old keeper did not wait, and stays the keeper.
-    pub fn take(self) -> io::Result<Vec<UnixStream>> {
+    pub fn take(self) -> io::Result<Vec<HandedHost>> {
         self.link.send(&Taken, &[])?;
         Ok(self.hosts)
     }
@@ -76,7 +85,7 @@ impl Keeper {
     /// # Errors
     ///
     /// Who asks is not newer, or does not take it: then this one stays the keeper.
-    pub fn hand_over(&self, generation: u64, mut link: Link) -> io::Result<()> {
+    pub fn hand_over(&mut self, generation: u64, mut link: Link) -> io::Result<()> {
         link.socket().set_read_timeout(Some(SILENCE))?;
         link.socket().set_write_timeout(Some(SILENCE))?;
         let own = self.claim.generation;
@@ -85,6 +94,8 @@ impl Keeper {
             link.send(&ToSuccessor::Refused(why.clone()), &[])?;
             return Err(io::Error::other(why));
         }
+        // What is handed over is there: whoever does not find it is in the wrong place.
+        self.compare();
         for pod in self.pods.values() {
             for endpoint in pod.endpoints() {
                 let listeners = pod.listeners.get(&endpoint.port);
@@ -93,13 +104,13 @@ impl Keeper {
             }
         }
         let connections = self.hosts.reconnect()?;
-        for (_, _, ours) in &connections {
-            link.send(&ToSuccessor::Host, &[ours.as_fd()])?;
+        for Reconnected { introduced, ours, .. } in &connections {
+            link.send(&ToSuccessor::Host { introduced: *introduced }, &[ours.as_fd()])?;
         }
         link.send(&ToSuccessor::Complete, &[self.claim.lock.as_fd()])?;
         self.hear_taken(&mut link)?;
-        for (host, theirs, _) in &connections {
-            self.hosts.tell_one(*host, &ToHost::Moved, &[theirs.as_fd()]);
+        for Reconnected { id, introduced, theirs, .. } in &connections {
+            self.hosts.tell_one(*id, &ToHost::Moved { introduced: *introduced }, &[theirs.as_fd()]);
         }
         Ok(())
     }

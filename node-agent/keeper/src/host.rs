@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    io,
+    io, mem,
     os::{
         fd::{BorrowedFd, OwnedFd},
         unix::net::{UnixListener, UnixStream},
@@ -16,9 +16,10 @@ use std::{
 };
 
 use pillion_protocol::{
-    annotation::Sidecars,
-    keeper::{Fate, FromHost, MAX_MESSAGE, ToHost},
+    annotation::{Port, Sidecars},
+    keeper::{Endpoint, Fate, FromHost, MAX_MESSAGE, ToHost},
     name::Name,
+    pod::PodUid,
 };
 use pillion_sockets::link::Link;
 
@@ -27,8 +28,26 @@ use crate::{keeper::Input, socket};
 /// How long the host may read nothing.
 const STALL: Duration = Duration::from_secs(5);
 
+/// The most components that are known of a host.
+const FATES: usize = 100_000;
+
 /// Hosts at once: one, and another while it is replaced, and those whose end is not noticed yet.
 const HOSTS: usize = 8;
+
+/// The longest reason why components are not ready, in characters: it has to fit a message.
+const REASON: usize = 2_000;
+
+/// Where a host comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// It came by itself.
+    Own,
+    /// Another keeper handed it over. If it was introduced there, it knows everything that is bound.
+    Handed {
+        /// Whether it was.
+        introduced: bool,
+    },
+}
 
 /// Identifies a connection.
 pub type HostId = u64;
@@ -40,7 +59,7 @@ pub type HostId = u64;
 /// A thread that cannot be started.
 pub fn serve(listener: UnixListener, uid: Option<u32>, inputs: Sender<Input>) -> io::Result<()> {
     thread::Builder::new().name("host".into()).spawn(move || {
-        socket::accept(&listener, uid, |client| connect(client, &inputs));
+        socket::accept(&listener, uid, |client| connect(client, Origin::Own, &inputs));
     })?;
     Ok(())
 }
@@ -50,15 +69,15 @@ pub fn serve(listener: UnixListener, uid: Option<u32>, inputs: Sender<Input>) ->
 /// # Errors
 ///
 /// A thread that cannot be started, no descriptor left.
-pub fn connect(client: UnixStream, inputs: &Sender<Input>) -> io::Result<()> {
+pub fn connect(client: UnixStream, origin: Origin, inputs: &Sender<Input>) -> io::Result<()> {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     let id = NEXT.fetch_add(1, Relaxed);
     client.set_write_timeout(Some(STALL))?;
     let mut link = Link::bounded(client, MAX_MESSAGE);
     let gone = |_| io::Error::other("the keeper ends");
-    inputs.send(Input::HostConnected(id, link.try_clone()?)).map_err(gone)?;
-    let inputs = inputs.clone();
-    thread::Builder::new().name("from-host".into()).spawn(move || {
+    inputs.send(Input::HostConnected(id, link.try_clone()?, origin)).map_err(gone)?;
+    let (inputs, failed) = (inputs.clone(), inputs.clone());
+    let started = thread::Builder::new().name("from-host".into()).spawn(move || {
         loop {
             match link.receive::<FromHost>() {
                 Ok(incoming) => {
@@ -76,8 +95,23 @@ pub fn connect(client: UnixStream, inputs: &Sender<Input>) -> io::Result<()> {
                 }
             }
         }
-    })?;
-    Ok(())
+    });
+    if started.is_err() {
+        _ = failed.send(Input::HostGone(id));
+    }
+    started.map(drop)
+}
+
+/// A new connection for a host.
+pub struct Reconnected {
+    /// Which host.
+    pub id: HostId,
+    /// Whether it knows everything that is bound.
+    pub introduced: bool,
+    /// Its end.
+    pub theirs: UnixStream,
+    /// The other keeper's end.
+    pub ours: OwnedFd,
 }
 
 /// The hosts that are connected.
@@ -86,17 +120,22 @@ pub struct Hosts(BTreeMap<HostId, Host>);
 
 struct Host {
     link: Link,
+    origin: Origin,
     /// The most listeners that it takes; unknown until it has said hello.
     listeners_max: Option<usize>,
     /// It has said what it holds, and is told of every change.
     introduced: bool,
     fates: BTreeMap<Name, Fate>,
+    /// What it has handed back and is not told again: the component and the number of listeners of each.
+    handed_back: BTreeMap<(PodUid, Port), (Name, usize)>,
 }
 
 impl Hosts {
     /// Another one is there.
-    pub fn add(&mut self, id: HostId, link: Link) {
-        let host = Host { link, listeners_max: None, introduced: false, fates: BTreeMap::new() };
+    pub fn add(&mut self, id: HostId, link: Link, origin: Origin) {
+        let introduced = origin == Origin::Handed { introduced: true };
+        let (fates, handed_back) = (BTreeMap::new(), BTreeMap::new());
+        let host = Host { link, origin, listeners_max: None, introduced, fates, handed_back };
         if self.0.len() >= HOSTS {
             tracing::error!(hosts = HOSTS, "a host is refused: so many are connected already");
             return;
@@ -121,6 +160,16 @@ impl Hosts {
         self.0.len()
     }
 
+    /// How many are told of everything.
+    pub fn introduced(&self) -> usize {
+        self.0.values().filter(|host| host.introduced).count()
+    }
+
+    /// Whether one that came by itself is told of everything.
+    pub fn has_own(&self) -> bool {
+        self.0.values().any(|host| host.introduced && host.origin == Origin::Own)
+    }
+
     /// One has said how much it takes.
     pub fn limit(&mut self, id: HostId, listeners_max: usize) {
         if let Some(host) = self.0.get_mut(&id) {
@@ -128,10 +177,26 @@ impl Hosts {
         }
     }
 
-    /// One has said what it holds: from now on it is told of every change.
-    pub fn introduce(&mut self, id: HostId) {
+    /// One has handed back all listeners of an endpoint.
+    pub fn note_handed_back(&mut self, id: HostId, endpoint: &Endpoint, listeners: usize) {
         if let Some(host) = self.0.get_mut(&id) {
-            host.introduced = true;
+            let key = (endpoint.pod.uid.clone(), endpoint.port);
+            host.handed_back.insert(key, (endpoint.name.clone(), listeners));
+        }
+    }
+
+    /// One has said what it holds: from now on it is told of every change. Gives what it has handed back; `None` if it was
+    /// introduced already.
+    pub fn introduce(&mut self, id: HostId) -> Option<BTreeMap<(PodUid, Port), (Name, usize)>> {
+        let host = self.0.get_mut(&id).filter(|host| !host.introduced)?;
+        host.introduced = true;
+        Some(mem::take(&mut host.handed_back))
+    }
+
+    /// Forgets what became of components that cannot be served and that nobody has.
+    pub fn forget_fates(&mut self, is_bound: impl Fn(&Name) -> bool) {
+        for host in self.0.values_mut() {
+            host.fates.retain(|name, fate| *fate == Fate::Ready || is_bound(name));
         }
     }
 
@@ -142,7 +207,7 @@ impl Hosts {
 
     /// One has said what became of a component.
     pub fn note(&mut self, id: HostId, name: Name, fate: Fate) {
-        if let Some(host) = self.0.get_mut(&id) {
+        if let Some(host) = self.0.get_mut(&id).filter(|host| host.fates.len() < FATES) {
             host.fates.insert(name, fate);
         }
     }
@@ -164,7 +229,7 @@ impl Hosts {
             Some(why.unwrap_or_else(|| format!("{name} is still being made ready")))
         };
         let unready: Vec<String> = sidecars.iter().filter_map(|sidecar| unready(&sidecar.name)).collect();
-        (!unready.is_empty()).then(|| unready.join("; "))
+        (!unready.is_empty()).then(|| unready.join("; ").chars().take(REASON).collect())
     }
 
     /// Tells every host that has introduced itself.
@@ -186,9 +251,12 @@ impl Hosts {
     /// # Errors
     ///
     /// No descriptor left.
-    pub fn reconnect(&self) -> io::Result<Vec<(HostId, UnixStream, OwnedFd)>> {
-        let pair = |id: &HostId| UnixStream::pair().map(|(theirs, ours)| (*id, theirs, ours.into()));
-        self.0.keys().map(pair).collect()
+    pub fn reconnect(&self) -> io::Result<Vec<Reconnected>> {
+        let pair = |(id, host): (&HostId, &Host)| {
+            let (theirs, ours) = UnixStream::pair()?;
+            Ok(Reconnected { id: *id, introduced: host.introduced, theirs, ours: ours.into() })
+        };
+        self.0.iter().map(pair).collect()
     }
 }
 

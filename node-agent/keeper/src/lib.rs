@@ -4,6 +4,7 @@
 //! | file | holds |
 //! |---|---|
 //! | [`keeper`] | the one thread that owns everything, and what it reacts to |
+//! | [`converge`], [`hear`] | its parts that compare and mend, and that hear what hosts say |
 //! | [`plan`] | what is to be bound and closed, decided without IO |
 //! | [`pod`] | a pod's listeners |
 //! | [`netns`] | namespaces: who they are, and the only thread that enters them |
@@ -19,8 +20,10 @@
 
 pub mod capacity;
 pub mod claim;
+pub mod converge;
 pub mod find;
 pub mod handover;
+pub mod hear;
 pub mod host;
 pub mod install;
 pub mod keeper;

@@ -9,7 +9,7 @@ use std::{
     process::ExitCode,
     sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
@@ -17,7 +17,9 @@ use clap::Parser;
 use pillion_confine::Process;
 use pillion_keeper::{
     claim::{Claimant, Turn},
-    handover, host, install,
+    handover::{self, Handed, HandedHost},
+    hear::Taken,
+    host, install,
     keeper::{Ended, Input, Keeper},
     netns::Entrance,
     plugin, socket,
@@ -98,7 +100,7 @@ fn run(config: &Config) -> anyhow::Result<ExitCode> {
     // Before any thread is there: each has what the one that starts it has.
     Process::Keeper.confine()?;
     tracing::info!(?config, "the keeper starts");
-    let entrance = Entrance::start()?;
+    let entrance = Entrance::start(&config.proc)?;
     let (inputs, inbox) = channel();
     let ends = inputs.clone();
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
@@ -108,14 +110,13 @@ fn run(config: &Config) -> anyhow::Result<ExitCode> {
         }
     })?;
     let instance = config.host_socket.parent().context("the host's socket is in no folder")?;
-    // Made here if need be.
-    drop(StateFile::open(&config.state)?);
+    StateFile::open(&config.state)?;
     let mut claimant = Claimant::new(&config.state, instance)?;
     while let Some((keeper, hosts)) = become_keeper(config, &mut claimant, &entrance, &inbox)? {
         let generation = claimant.generation;
         tracing::info!(generation, "this is the keeper of the node");
-        for host in hosts {
-            host::connect(host, &inputs)?;
+        for (host, origin) in hosts {
+            host::connect(host, origin, &inputs)?;
         }
         let sockets = open_sockets(config, &inputs)?;
         if keeper.run(&inbox) == Ended::Terminated {
@@ -133,7 +134,7 @@ fn become_keeper(
     claimant: &mut Claimant,
     entrance: &Entrance,
     inbox: &Receiver<Input>,
-) -> anyhow::Result<Option<(Keeper, Vec<std::os::unix::net::UnixStream>)>> {
+) -> anyhow::Result<Option<(Keeper, Vec<HandedHost>)>> {
     let new = |claim| {
         Ok::<_, anyhow::Error>(Keeper::new(
             claim,
@@ -149,12 +150,16 @@ fn become_keeper(
             Turn::Wait => {}
             Turn::Ask => match handover::ask(&config.cni_socket, claimant.generation) {
                 Ok(mut handed) => {
-                    let mut keeper = new(claimant.hold(handed.lock.try_clone()?)?)?;
-                    for (endpoint, listeners) in handed.endpoints.drain(..) {
-                        keeper.take_back(endpoint, listeners);
+                    let mut keeper = new(claimant.hold(handed.lock.try_clone()?))?;
+                    match take_all(&mut keeper, &mut handed) {
+                        Ok(()) => {
+                            let hosts = handed.take().context("the keeper before this one did not wait")?;
+                            keeper.claim.declare()?;
+                            return Ok(Some((keeper, hosts)));
+                        }
+                        // The one before stays the keeper, and is asked again.
+                        Err(error) => tracing::error!(%error, "what the keeper before this one has cannot be taken"),
                     }
-                    let hosts = handed.take().context("the keeper before this one did not wait")?;
-                    return Ok(Some((keeper, hosts)));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the keeper before this one does not hand over; it is asked again")
@@ -174,13 +179,28 @@ fn become_keeper(
     }
 }
 
+/// Takes every endpoint. The keeper before has looked just now: one that is not there for us is a namespace that we cannot see.
+fn take_all(keeper: &mut Keeper, handed: &mut Handed) -> anyhow::Result<()> {
+    for (endpoint, listeners) in handed.endpoints.drain(..) {
+        let (pod, netns) = (endpoint.pod.to_string(), endpoint.netns.display().to_string());
+        match keeper.take_back(&endpoint, listeners) {
+            Taken::Yes => {}
+            Taken::Gone => anyhow::bail!(
+                "{pod}: {netns} is not there: the keeper has to see it (mount its folder with HostToContainer)"
+            ),
+            Taken::Unseen(why) => anyhow::bail!("{pod}: {why}"),
+        }
+    }
+    Ok(())
+}
+
 /// Waits a moment. Whoever asks this process for anything meanwhile is let go, and asks the keeper.
 fn is_told_to_end(inbox: &Receiver<Input>) -> bool {
-    let deadline = std::time::Instant::now() + AGAIN;
+    let deadline = Instant::now() + AGAIN;
     loop {
-        match inbox.recv_timeout(deadline.saturating_duration_since(std::time::Instant::now())) {
+        match inbox.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(Input::Terminate) | Err(RecvTimeoutError::Disconnected) => return true,
-            Ok(Input::HostConnected(_, link)) => _ = link.socket().shutdown(std::net::Shutdown::Both),
+            Ok(Input::HostConnected(_, link, _)) => _ = link.socket().shutdown(std::net::Shutdown::Both),
             Ok(_) => {}
             Err(RecvTimeoutError::Timeout) => return false,
         }

@@ -59,15 +59,17 @@ type Work = Box<dyn FnOnce() + Send>;
 pub struct Entrance {
     jobs: Sender<(File, Work, Sender<io::Result<()>>)>,
     own: NetnsId,
+    /// The node's, by device and inode, where it can be seen.
+    node: Option<(u64, u64)>,
 }
 
 impl Entrance {
-    /// Starts the thread.
+    /// Starts the thread. `proc` is the node's `/proc`.
     ///
     /// # Errors
     ///
     /// A thread that cannot be started, a kernel without network namespaces or without their cookies.
-    pub fn start() -> io::Result<Self> {
+    pub fn start(proc: &Path) -> io::Result<Self> {
         let (jobs, inbox) = channel::<(File, Work, Sender<io::Result<()>>)>();
         let own = identify(&own_namespace()?, own_cookie()?)?;
         thread::Builder::new().name("netns".into()).spawn(move || {
@@ -76,7 +78,8 @@ impl Entrance {
                 _ = done.send(within(&netns, &home, work));
             }
         })?;
-        Ok(Self { jobs, own })
+        let node = std::fs::metadata(proc.join("1/ns/net")).ok().map(|node| (node.dev(), node.ino()));
+        Ok(Self { jobs, own, node })
     }
 
     /// Does `work` in `netns` and gives what it gives.
@@ -106,7 +109,7 @@ impl Entrance {
     pub fn identify(&self, file: File) -> Result<Netns, NetnsError> {
         let cookie = self.enter(&file, own_cookie).map_err(NetnsError::Enter)?;
         let id = identify(&file, cookie?)?;
-        if id == self.own {
+        if id == self.own || self.node == Some((id.device, id.inode)) {
             return Err(NetnsError::HostNetwork);
         }
         Ok(Netns { file, id })
@@ -121,9 +124,21 @@ impl Entrance {
 }
 
 impl Netns {
-    /// Whether `path` leads to this namespace; `None` where it cannot be seen from here.
+    /// Whether `path` leads to this namespace.
     pub fn is_at(&self, path: &Path) -> bool {
-        std::fs::metadata(path).is_ok_and(|found| (found.dev(), found.ino()) == (self.id.device, self.id.inode))
+        std::fs::metadata(path).is_ok_and(|found| self.is(&found))
+    }
+
+    /// Whether `path` leads nowhere or to another namespace. That it cannot be looked at is no proof.
+    pub fn is_gone_from(&self, path: &Path) -> bool {
+        match std::fs::metadata(path) {
+            Ok(found) => !self.is(&found),
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        }
+    }
+
+    fn is(&self, found: &std::fs::Metadata) -> bool {
+        (found.dev(), found.ino()) == (self.id.device, self.id.inode)
     }
 }
 

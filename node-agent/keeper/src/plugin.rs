@@ -34,8 +34,11 @@ const READY: Duration = Duration::from_secs(4);
 /// How often it is tried.
 const AGAIN: Duration = Duration::from_millis(20);
 
-/// Clients at once; the kernel queues the others.
-const CLIENTS: usize = 64;
+/// How often components that are not ready are asked for again.
+const READY_AGAIN: Duration = Duration::from_millis(100);
+
+/// Clients at once, more than a node has pods by default; the kernel queues the others.
+const CLIENTS: usize = 128;
 
 /// Serves the plugin until the listener is closed.
 ///
@@ -83,15 +86,16 @@ fn talk(client: UnixStream, inputs: &Sender<Input>) -> io::Result<()> {
         return inputs.send(Input::Successor { generation, link }).map_err(|_| io::Error::other("the keeper ends"));
     }
     let netns = incoming.descriptors.into_iter().next().map(File::from);
-    let began = Instant::now();
+    let (began, mut again) = (Instant::now(), false);
     loop {
-        let Outcome { answer, pending } = ask(inputs, call.clone(), netns.as_ref())?;
+        let Outcome { answer, pending } = ask(inputs, call.clone(), netns.as_ref(), again)?;
         let answer = match pending {
             None => answer,
             Some(Pending::Loopback) if began.elapsed() >= LOOPBACK => answer,
             Some(Pending::Components(why)) if began.elapsed() >= READY => Answer::Refused(why),
-            Some(_) => {
-                thread::sleep(AGAIN);
+            Some(pending) => {
+                thread::sleep(if pending == Pending::Loopback { AGAIN } else { READY_AGAIN });
+                again = true;
                 continue;
             }
         };
@@ -100,10 +104,10 @@ fn talk(client: UnixStream, inputs: &Sender<Input>) -> io::Result<()> {
 }
 
 /// Asks the keeper's thread. When that stops being the keeper, the client's connection ends: it asks the next one.
-fn ask(inputs: &Sender<Input>, call: Call, netns: Option<&File>) -> io::Result<Outcome> {
+fn ask(inputs: &Sender<Input>, call: Call, netns: Option<&File>, again: bool) -> io::Result<Outcome> {
     let gone = || io::Error::other("the keeper ends");
     let (answer, outcome) = channel();
     let netns = netns.map(File::try_clone).transpose()?;
-    inputs.send(Input::Plugin { call, netns, answer }).map_err(|_| gone())?;
+    inputs.send(Input::Plugin { call, netns, again, answer }).map_err(|_| gone())?;
     outcome.recv().map_err(|_| gone())
 }

@@ -69,7 +69,7 @@ impl Pod {
         let ports: BTreeSet<Port> =
             self.listeners.iter().filter(|(_, listeners)| whole(listeners)).map(|(port, _)| *port).collect();
         Observed {
-            vanished: !self.netns.is_at(&self.add.netns),
+            vanished: self.netns.is_gone_from(&self.add.netns),
             held: self.listeners.keys().copied().collect(),
             whole: ports,
         }

@@ -47,19 +47,22 @@ pub fn open(path: &Path, mode: u32) -> io::Result<UnixListener> {
 /// Hands each client that root, this user, or `also` has started to `serve`, until the listener is [closed](close).
 pub fn accept(listener: &UnixListener, also: Option<u32>, mut serve: impl FnMut(UnixStream) -> io::Result<()>) {
     for client in listener.incoming() {
-        let served = client.and_then(|client| {
-            if is_trusted(&client, also)? { serve(client) } else { Err(io::ErrorKind::PermissionDenied.into()) }
-        });
-        match served {
-            Ok(()) => {}
-            // Closed, and nothing else.
+        let served = match client {
+            // Closed.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => return,
-            Err(error) => {
-                tracing::warn!(%error, "a client is not served");
-                if error.kind() != io::ErrorKind::PermissionDenied {
-                    thread::sleep(AGAIN);
+            Err(error) => Err(error),
+            Ok(client) => match is_trusted(&client, also) {
+                Ok(true) => serve(client),
+                Ok(false) => {
+                    tracing::warn!("a client of another user is not served");
+                    continue;
                 }
-            }
+                Err(error) => Err(error),
+            },
+        };
+        if let Err(error) = served {
+            tracing::warn!(%error, "a client is not served");
+            thread::sleep(AGAIN);
         }
     }
 }

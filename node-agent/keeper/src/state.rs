@@ -3,6 +3,7 @@
 
 use std::{
     fs, io,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
@@ -47,14 +48,16 @@ pub struct StateError {
 }
 
 impl StateFile {
-    /// The file `pods.json` in `folder`, which is made if need be.
+    /// The file `pods.json` in `folder`, which is made if need be, for this user alone.
     ///
     /// # Errors
     ///
     /// A folder that cannot be made.
     pub fn open(folder: &Path) -> Result<Self, StateError> {
         let path = folder.join("pods.json");
-        let boot = fs::create_dir_all(folder).and_then(|()| fs::read_to_string("/proc/sys/kernel/random/boot_id"));
+        let made =
+            if folder.exists() { Ok(()) } else { fs::DirBuilder::new().recursive(true).mode(0o700).create(folder) };
+        let boot = made.and_then(|()| fs::read_to_string("/proc/sys/kernel/random/boot_id"));
         match boot {
             Ok(boot) => Ok(Self { path, boot: boot.trim().to_owned() }),
             Err(error) => Err(StateError { path, error }),

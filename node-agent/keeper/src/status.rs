@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use pillion_protocol::keeper::{Answer, Call, MAX_MESSAGE, Request, Status, VERSION};
 use pillion_sockets::link::Link;
 
@@ -30,7 +30,8 @@ pub struct Command {
     /// The socket of the CNI plugin
     #[arg(long, value_name = "PATH", default_value = "/run/pillion/keeper/cni.sock", env = "PILLION_CNI_SOCKET")]
     cni_socket: PathBuf,
-    /// The folder of the host's socket: fail unless the keeper that answers is the one of this folder. For a readiness probe
+    /// The folder of the host's socket: fail unless the keeper that answers is this folder's, and its host is connected. For a
+    /// readiness probe
     #[arg(long, value_name = "DIR")]
     instance: Option<PathBuf>,
     /// How to print
@@ -49,7 +50,7 @@ impl Command {
         match self.output {
             Format::Json => println!("{}", serde_json::to_string(&status)?),
             Format::Text => {
-                let Status { generation, pods, listeners, listeners_max, hosts } = status;
+                let Status { generation, pods, listeners, listeners_max, hosts, ready: _ } = status;
                 println!(
                     "generation {generation}\npods       {pods}\nlisteners  {listeners} of {listeners_max}\nhosts      {hosts}"
                 );
@@ -58,9 +59,10 @@ impl Command {
         if let Some(folder) = &self.instance {
             let kept = folder.join("generation");
             let own = std::fs::read_to_string(&kept).with_context(|| kept.display().to_string())?;
-            if own.trim() != status.generation.to_string() {
+            if own.trim().parse() != Ok(status.generation) {
                 bail!("the keeper has generation {}, this one {}: it is not the keeper", status.generation, own.trim());
             }
+            ensure!(status.ready, "no host of this pod is connected yet");
         }
         Ok(ExitCode::SUCCESS)
     }

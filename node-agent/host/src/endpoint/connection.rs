@@ -81,6 +81,8 @@ struct Activity {
     last: AtomicU64,
     /// It is to end: the next answer is its last.
     ending: AtomicBool,
+    /// It is HTTP/2, whose own farewell lets streams that are on their way begin.
+    multiplexed: AtomicBool,
 }
 
 impl Activity {
@@ -96,6 +98,9 @@ impl Activity {
     /// When the connection will have been silent for too long, if nothing happens.
     fn silent_at(&self) -> Instant {
         let ending = self.ending.load(Relaxed);
+        if ending && self.multiplexed.load(Relaxed) {
+            return self.opened;
+        }
         let next_head = if ending { LAST_HEAD } else { NEXT_HEAD };
         match self.last.load(Relaxed).checked_sub(1) {
             None => self.opened + if ending { LAST_HEAD } else { FIRST_HEAD },
@@ -140,13 +145,15 @@ pub(super) async fn serve(endpoint: Arc<Endpoint>, stream: TcpStream) {
     _ = stream.set_nodelay(true);
     let caller = Caller(stream.as_raw_fd());
     let builder = builder(endpoint.header_bytes());
-    let (waiting, last, ending) = (AtomicUsize::new(0), AtomicU64::new(0), AtomicBool::new(false));
-    let activity = Arc::new(Activity { opened: Instant::now(), waiting, last, ending });
+    let (waiting, last) = (AtomicUsize::new(0), AtomicU64::new(0));
+    let (ending, multiplexed) = (AtomicBool::new(false), AtomicBool::new(false));
+    let activity = Arc::new(Activity { opened: Instant::now(), waiting, last, ending, multiplexed });
     let mut draining = endpoint.shared.draining.clone();
     let service = service_fn(|incoming: Request<Incoming>| {
         let (endpoint, activity) = (Arc::clone(&endpoint), Arc::clone(&activity));
         let waiting = Waiting::new(&activity);
         let one_by_one = incoming.version() < Version::HTTP_2;
+        activity.multiplexed.store(!one_by_one, Relaxed);
         async move {
             // An error ends the connection, with all that is pipelined.
             let mut answer = request::serve(&endpoint, incoming, caller).await?;

@@ -55,7 +55,11 @@ pub struct Shared {
     pub memory: MemoryBudget,
     /// Instances at once.
     pub instances: InstanceBudget,
-    /// Descriptors for listeners and connections. The kernel queues connections that get none.
+    /// The most listeners.
+    pub listeners: Arc<Semaphore>,
+    /// Descriptors for listeners that are no connection's.
+    pub spare: Arc<Semaphore>,
+    /// Descriptors for connections, and for listeners beyond `spare`. The kernel queues connections that get none.
     pub connections: Arc<Semaphore>,
     /// Becomes true once, when the process drains.
     pub draining: watch::Receiver<bool>,
@@ -219,16 +223,23 @@ impl Endpoint {
     ///
     /// A descriptor that is no listener, or one more than the process may hold.
     pub fn listen(self: &Arc<Self>, listener: std::net::TcpListener) -> io::Result<()> {
-        let permit = Arc::clone(&self.shared.connections).try_acquire_owned();
-        let permit = permit.map_err(|_| io::Error::other("no descriptor is left for a listener: see RLIMIT_NOFILE"))?;
+        let take = |room: &Arc<Semaphore>| Arc::clone(room).try_acquire_owned();
+        let place = take(&self.shared.spare).or_else(|_| take(&self.shared.connections));
+        let permits = take(&self.shared.listeners).and_then(|listener| Ok((listener, place?)));
+        let permits =
+            permits.map_err(|_| io::Error::other("no descriptor is left for a listener: see RLIMIT_NOFILE"))?;
         listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(listener)?;
-        let accepting = tokio::spawn(Arc::clone(self).accept(listener, permit)).abort_handle();
+        let accepting = tokio::spawn(Arc::clone(self).accept(listener, permits)).abort_handle();
         self.accepting.lock().unwrap_or_else(PoisonError::into_inner).push(accepting);
         Ok(())
     }
 
-    async fn accept(self: Arc<Self>, mut listener: TcpListener, _permit: OwnedSemaphorePermit) {
+    async fn accept(
+        self: Arc<Self>,
+        mut listener: TcpListener,
+        _permits: (OwnedSemaphorePermit, OwnedSemaphorePermit),
+    ) {
         let mut draining = self.shared.draining.clone();
         loop {
             let Ok(own) = Arc::clone(&self.connections).acquire_owned().await else { return };

@@ -21,6 +21,8 @@ use pillion_sockets::{
     listen,
 };
 
+use crate::worker;
+
 use super::{
     BindingKey, Bound, Input, Supervisor,
     message::{Binding, ToWorker},
@@ -59,6 +61,9 @@ pub fn follow(socket: PathBuf, inputs: Sender<Input>) -> io::Result<()> {
     Ok(())
 }
 
+/// How long the keeper may read nothing.
+const STALL: Duration = Duration::from_secs(5);
+
 /// Who was there.
 enum Met {
     Nobody,
@@ -69,18 +74,21 @@ enum Met {
 
 /// Listens until the keeper goes, which is an error, or the supervisor does.
 fn listen_to(socket: &Path, inputs: &Sender<Input>, met: &mut Met) -> io::Result<()> {
-    let mut link = Link::bounded(UnixStream::connect(socket)?, MAX_MESSAGE);
+    let (mut stream, mut introduced) = (UnixStream::connect(socket)?, false);
     *met = Met::Stranger;
     loop {
-        if inputs.send(Input::KeeperConnected(link.try_clone()?)).is_err() {
+        stream.set_write_timeout(Some(STALL))?;
+        let mut link = Link::bounded(stream, MAX_MESSAGE);
+        if inputs.send(Input::KeeperConnected { link: link.try_clone()?, introduced }).is_err() {
             return Ok(());
         }
-        let next = loop {
+        stream = loop {
             let Incoming { message, mut descriptors } = link.receive::<ToHost>()?;
             *met = Met::Keeper;
-            if message == ToHost::Moved
+            if let ToHost::Moved { introduced: knows } = message
                 && let Some(next) = descriptors.pop()
             {
+                introduced = knows;
                 break UnixStream::from(next);
             }
             if inputs.send(Input::Keeper(message, descriptors)).is_err() {
@@ -88,14 +96,7 @@ fn listen_to(socket: &Path, inputs: &Sender<Input>, met: &mut Met) -> io::Result
             }
         };
         tracing::info!("another keeper took the place of the one before");
-        link = Link::bounded(next, MAX_MESSAGE);
     }
-}
-
-/// The most listeners that a host takes: three quarters of its descriptors. The rest is for connections, calls out and files.
-fn listeners_max() -> usize {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX) / 4 * 3
 }
 
 /// As much of a text as a message has room for.
@@ -114,17 +115,19 @@ fn is_same(a: &OwnedFd, b: &OwnedFd) -> bool {
 
 impl Supervisor {
     /// Hands back what is held, then hears what is bound.
-    pub(super) fn meet_keeper(&mut self, keeper: Link) {
-        self.told.clear();
-        if let Err(error) = self.hand_back(&keeper) {
+    pub(super) fn meet_keeper(&mut self, keeper: Link, introduced: bool) {
+        if let Err(error) = self.introduce(&keeper, introduced) {
             tracing::warn!(%error, "the keeper went away while it was told what is held");
+            _ = keeper.socket().shutdown(std::net::Shutdown::Both);
         }
         self.keeper = Some(keeper);
+        self.told_fates.clear();
     }
 
-    fn hand_back(&self, keeper: &Link) -> io::Result<()> {
-        keeper.send(&FromHost::Hello { version: VERSION, listeners_max: listeners_max() }, &[])?;
-        for Bound { endpoint, listeners, .. } in self.desired.bindings.values() {
+    /// What is held is told only to a keeper that does not know it.
+    fn introduce(&self, keeper: &Link, introduced: bool) -> io::Result<()> {
+        keeper.send(&FromHost::Hello { version: VERSION, listeners_max: worker::listeners_max() }, &[])?;
+        for Bound { endpoint, listeners, .. } in self.desired.bindings.values().filter(|_| !introduced) {
             let Some(endpoint) = endpoint.clone() else { continue };
             let descriptors: Vec<_> = listeners.iter().map(AsFd::as_fd).collect();
             keeper.send(&FromHost::Held(endpoint), &descriptors)?;
@@ -143,7 +146,9 @@ impl Supervisor {
         let fate = self.desired.components.get(name).map_or_else(unknown, |component| component.fate.clone());
         let (Some(keeper), Some(fate)) = (&self.keeper, fate) else { return };
         // A keeper that cannot be told is gone, and the next one is told everything.
-        _ = keeper.send(&FromHost::Component { name: name.clone(), fate: shortened(fate) }, &[]);
+        if keeper.send(&FromHost::Component { name: name.clone(), fate: shortened(fate) }, &[]).is_err() {
+            _ = keeper.socket().shutdown(std::net::Shutdown::Both);
+        }
     }
 
     pub(super) fn hear_keeper(&mut self, said: ToHost, descriptors: Vec<OwnedFd>) {
@@ -153,16 +158,9 @@ impl Supervisor {
             ToHost::Failed { pod, why } => {
                 tracing::error!(namespace = pod.namespace, pod = pod.name, why, "a pod's endpoints are missing");
             }
-            ToHost::Complete => {
-                // What the keeper closed while nobody heard it.
-                let of_keeper = |key: &&BindingKey| key.0.is_some();
-                let gone = self.desired.bindings.keys().filter(of_keeper).filter(|key| !self.told.contains(key));
-                for key in gone.cloned().collect::<Vec<_>>() {
-                    self.unbind(&key);
-                }
-            }
-            // The thread that listens has followed already.
-            ToHost::Moved => {}
+            // What was closed while nobody heard it, the keeper has said for each endpoint that it was told of. And the thread that
+            // listens has followed already.
+            ToHost::Complete | ToHost::Moved { .. } => {}
         }
     }
 
@@ -178,7 +176,6 @@ impl Supervisor {
         };
         let listeners: Vec<_> = descriptors.into_iter().filter(is_good).collect();
         let key = (Some(pod.uid.clone()), port);
-        self.told.insert(key.clone());
         let binding = Binding { component: name.clone(), name, port, pod: Some(pod) };
         let served = self.desired.bindings.get(&key).is_some_and(|known| {
             let same = known.listeners.iter().zip(&listeners).all(|(known, told)| is_same(known, told));
@@ -187,13 +184,15 @@ impl Supervisor {
         if !served {
             let descriptors: Vec<_> = listeners.iter().map(AsFd::as_fd).collect();
             self.tell_with(&ToWorker::Bind(vec![(binding.clone(), descriptors.len())]), &descriptors);
-            self.tell_fate(&binding.component);
+            // Once is enough: it is told of what changes.
+            if self.told_fates.insert(binding.component.clone()) {
+                self.tell_fate(&binding.component);
+            }
             self.desired.bindings.insert(key, Bound { binding, listeners, endpoint: Some(endpoint) });
         }
     }
 
     fn unbind(&mut self, key: &BindingKey) {
-        self.told.remove(key);
         self.desired.bindings.remove(key);
         if let (Some(pod), port) = key {
             self.tell(&ToWorker::Unbind(pod.clone(), *port));

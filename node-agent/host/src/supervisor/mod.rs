@@ -38,6 +38,9 @@ use self::message::{Binding, Event, FromWorker, Settings, ToWorker};
 /// A worker that lived for less than this is not started again at once, but after as long a pause.
 const CRASH_LOOP: Duration = Duration::from_secs(1);
 
+/// How long the worker may read nothing.
+const STALL: Duration = Duration::from_secs(5);
+
 /// How often to look whether listeners listen.
 const LOOK: Duration = Duration::from_secs(30);
 
@@ -60,7 +63,12 @@ pub enum Input {
     /// A component is no more.
     ComponentGone(Name),
     /// A keeper is there: what this node's pods have bound comes from it.
-    KeeperConnected(Link),
+    KeeperConnected {
+        /// The connection to it.
+        link: Link,
+        /// It knows what is held here.
+        introduced: bool,
+    },
     /// The keeper said something.
     Keeper(ToHost, Vec<OwnedFd>),
     /// The user, or Kubernetes, asks us to end.
@@ -128,8 +136,8 @@ pub struct Supervisor {
     terminating: bool,
     /// The keeper, once one was there.
     keeper: Option<Link>,
-    /// What it has told since it connected.
-    told: BTreeSet<BindingKey>,
+    /// Components whose fate it was told when one was bound.
+    told_fates: BTreeSet<Name>,
     /// Components that took a worker down, and how often.
     culprits: HashMap<Digest, u32>,
     /// When to look after the listeners.
@@ -156,7 +164,7 @@ impl Supervisor {
             generation: 0,
             terminating: false,
             keeper: None,
-            told: BTreeSet::new(),
+            told_fates: BTreeSet::new(),
             culprits: HashMap::new(),
             next_look: Instant::now() + LOOK,
             stillborn: 0,
@@ -220,7 +228,7 @@ impl Supervisor {
                     self.tell_fate(&name);
                     self.tell(&ToWorker::ComponentGone(name));
                 }
-                Input::KeeperConnected(link) => self.meet_keeper(link),
+                Input::KeeperConnected { link, introduced } => self.meet_keeper(link, introduced),
                 Input::Keeper(said, descriptors) => self.hear_keeper(said, descriptors),
                 Input::Terminate if self.terminating => {
                     // Asked twice: at once.
@@ -276,6 +284,7 @@ impl Supervisor {
 
     fn start_worker(&mut self, report: &mut impl FnMut(Event)) -> anyhow::Result<()> {
         let (ours, theirs) = UnixStream::pair()?;
+        ours.set_write_timeout(Some(STALL))?;
         let (last_words, mouth) = std::io::pipe()?;
         let process = child::worker(theirs, mouth)?;
         report(Event::Worker { pid: process.id(), restarts: self.generation });
@@ -334,6 +343,8 @@ impl Supervisor {
             && let Err(error) = worker.link.send(message, descriptors)
         {
             tracing::debug!(%error, "the worker cannot be told");
+            // Half of a message may be there.
+            _ = worker.link.socket().shutdown(std::net::Shutdown::Both);
         }
     }
 

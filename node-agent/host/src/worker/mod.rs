@@ -6,6 +6,7 @@
 
 mod prepare;
 mod registry;
+mod room;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -31,14 +32,15 @@ use tokio::{
     task::JoinSet,
 };
 
+pub use self::room::listeners_max;
 use self::{
     prepare::{LookedUp, Preparation, Prepared, Preparer, Unprepared},
     registry::Registry,
+    room::Room,
 };
 use crate::{
     endpoint::{Broken, Endpoint, InFlight, Shared},
     engine::{Engines, cache::Cache, settings::Capacity},
-    outbound,
     scheduler::{
         Scheduler,
         budget::{InstanceBudget, MemoryBudget, node_memory},
@@ -48,21 +50,12 @@ use crate::{
     supervisor::message::{Binding, Event, FromWorker, Settings, ToWorker},
 };
 
-/// Descriptors that neither listeners nor connections take, beside those of loaded components and calls out: for files and the
-/// runtimes.
-const DESCRIPTOR_RESERVE: u64 = 256;
-
-/// Memory that a connection may take before its head is whole: as much of the node's memory bounds how many there are.
-const CONNECTION_MEMORY: u64 = 64 << 10;
-
 /// The worker's main function; its standard input is the link to its supervisor. Ends when the supervisor does.
 ///
 /// # Errors
 ///
 /// A machine on which it cannot run: the reason is logged, and the supervisor starts the next worker.
 pub fn main() -> anyhow::Result<()> {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    let descriptors = limit.current.unwrap_or(1 << 20);
     let mut link = Link::new(UnixStream::from(std::io::stdin().as_fd().try_clone_to_owned()?));
     let ToWorker::Settings(settings) = link.receive()?.message else {
         anyhow::bail!("the supervisor's first message is not the settings");
@@ -72,7 +65,7 @@ pub fn main() -> anyhow::Result<()> {
     Process::Worker.confine()?;
     let control = Builder::new_current_thread().thread_name("control").enable_all().max_blocking_threads(8).build()?;
     let front = Builder::new_multi_thread().worker_threads(cores()).thread_name("front").enable_all().build()?;
-    let worker = Worker::new(settings, link.try_clone()?, descriptors, front.handle().clone())?;
+    let worker = Worker::new(settings, link.try_clone()?, front.handle().clone())?;
     let (messages, inbox) = mpsc::unbounded_channel();
     thread::Builder::new().name("from-supervisor".into()).spawn(move || {
         while let Ok(incoming) = link.receive() {
@@ -106,8 +99,13 @@ struct Worker {
     complete: bool,
 }
 
+fn semaphore(permits: u64) -> Arc<Semaphore> {
+    let permits = usize::try_from(permits).unwrap_or(usize::MAX);
+    Arc::new(Semaphore::new(permits.min(Semaphore::MAX_PERMITS)))
+}
+
 impl Worker {
-    fn new(settings: Settings, link: Link, descriptors: u64, front: Handle) -> anyhow::Result<Self> {
+    fn new(settings: Settings, link: Link, front: Handle) -> anyhow::Result<Self> {
         let capacity = Capacity::of_this_process();
         let memory = settings.memory.map_or_else(node_memory, |memory| memory.get());
         let library = Library::open(&settings.store)?;
@@ -116,11 +114,10 @@ impl Worker {
         let scheduler = Scheduler::new(front.clone(), move || ticked.tick())?;
         let (draining, drain) = watch::channel(false);
         let (broken_sender, broken) = mpsc::unbounded_channel();
-        let others = DESCRIPTOR_RESERVE + u64::from(capacity.loaded) + outbound::calls(descriptors);
-        let connections = descriptors.saturating_sub(others);
-        let connections = connections.min(memory / CONNECTION_MEMORY).max(64);
+        let descriptors = room::descriptors();
+        let Room { listeners, connections, spare } = Room::new(descriptors, u64::from(capacity.loaded), memory);
         tracing::info!(
-            store = %settings.store.display(), cores = cores(), memory, descriptors, connections,
+            store = %settings.store.display(), cores = cores(), memory, descriptors, listeners, connections,
             instances = capacity.instances, loaded = capacity.loaded, "the worker starts"
         );
         let shared = Arc::new(Shared {
@@ -128,11 +125,13 @@ impl Worker {
             cache: Cache::new(engines, capacity.loaded),
             memory: MemoryBudget::new(memory),
             instances: InstanceBudget::new(capacity.instances),
-            connections: Arc::new(Semaphore::new(usize::try_from(connections)?)),
+            listeners: semaphore(listeners),
+            spare: semaphore(spare),
+            connections: semaphore(connections),
             draining: drain,
             in_flight: InFlight::default(),
             open: AtomicUsize::new(0),
-            connections_each: usize::try_from(connections / 4)?,
+            connections_each: usize::try_from(connections / 4).unwrap_or(Semaphore::MAX_PERMITS),
             broken: broken_sender,
         });
         Ok(Self {

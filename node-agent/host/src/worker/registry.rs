@@ -94,13 +94,13 @@ impl Registry {
         known.state.subscribe()
     }
 
-    /// A pod's binding is no more.
+    /// A pod's binding is no more. Names that somebody made up are forgotten with it.
     pub(super) fn unbind(&mut self, pod: &PodUid, port: Port) {
-        for known in self.components.values_mut() {
-            known
-                .bindings
-                .retain(|binding| binding.port != port || binding.pod.as_ref().is_none_or(|of| of.uid != *pod));
-        }
+        let is_it = |binding: &Binding| binding.port == port && binding.pod.as_ref().is_some_and(|of| of.uid == *pod);
+        self.components.retain(|_, known| {
+            known.bindings.retain(|binding| !is_it(binding));
+            known.wanted.is_some() || !known.bindings.is_empty()
+        });
     }
 
     /// A component is no more. Requests in flight finish on what they began with.
