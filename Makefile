@@ -15,7 +15,7 @@ SIDECARS := jwt-authz flags whoami
 help:
 	@echo "make run    serve the three sidecars of deploy/catalog"
 	@echo "make test   every test"
-	@echo "make soak   what takes long: many deaths, upgrades and pods, with figures (some 10 minutes)"
+	@echo "make soak   what takes long: many deaths, upgrades and pods, with figures (3 minutes)"
 	@echo "make lint   format and clippy"
 	@echo "make doc    the API's documentation"
 	@echo "make bench  the benches (bench-short: a quick look)"

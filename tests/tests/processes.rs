@@ -270,7 +270,9 @@ async fn a_component_that_takes_the_worker_down_twice_is_not_run_again() -> Resu
     let bad = Component::guest("bad", "faults-p2")?.limit("cpuTime", "60s").limit("headTimeout", "60s");
     let host = Host::of([bad, Component::guest("good", "hello-wasip2")?]).start().await?;
     let (bad, good) = (host.port("bad")?, host.port("good")?);
-    for death in 1..=2 {
+    let blamed = || host.log().iter().filter(|line| line.contains("died while it ran this component")).count();
+    // Between two of its turns no thread runs the guest: then nobody is blamed, and it is done again.
+    for _ in 0..20 {
         tokio::time::sleep(Duration::from_millis(1_100)).await;
         let worker = host.worker()?;
         let spinning = tokio::spawn(async move { get(Protocol::H1, bad, "/spin?ms=50000").await });
@@ -281,14 +283,15 @@ async fn a_component_that_takes_the_worker_down_twice_is_not_run_again() -> Resu
         assert!(spinning.await?.is_err(), "its connection ends");
         assert_eq!(get(Protocol::H1, good, "/").await?.text(), "hello\n");
         let answer = get(Protocol::H1, bad, "/hello").await?;
-        match death {
-            1 => assert_eq!(answer.text(), "hello\n", "once may be chance"),
-            _ => {
-                assert_eq!((answer.status.as_u16(), answer.header("pillion-error")), (503, "unavailable"));
-                assert!(answer.text().contains("took the host's worker down"), "{}", answer.text());
-            }
+        if blamed() < 2 {
+            assert_eq!(answer.text(), "hello\n", "once may be chance");
+            continue;
         }
+        assert_eq!((answer.status.as_u16(), answer.header("pillion-error")), (503, "unavailable"));
+        assert!(answer.text().contains("took the host's worker down"), "{}", answer.text());
+        break;
     }
+    assert_eq!(blamed(), 2);
     // Killed from outside is nobody's doing, and what was found out is remembered.
     tokio::time::sleep(Duration::from_millis(1_100)).await;
     for _ in 0..2 {

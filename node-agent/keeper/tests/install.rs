@@ -170,7 +170,9 @@ fn once_fails_with_a_reason() {
     fails("larger than 1 MiB");
     fs::remove_dir_all(node.path("net.d")).unwrap();
     fails("net.d: No such file or directory (os error 2); it must exist: mount the node's folder there");
+    fs::create_dir(node.path("net.d")).unwrap();
     fs::remove_file(node.path("plugin")).unwrap();
+    fs::remove_file(node.path("bin/pillion-cni")).unwrap();
     fails("the plugin's binary");
     let mut relative = Command::new(env!("CARGO_BIN_EXE_pillion-keeper"));
     let output = relative.args(["install-cni", "--cni-socket", "s.sock"]).output().unwrap();

@@ -90,8 +90,6 @@ pub struct Write {
     pub old: Option<String>,
     /// The file whose mode it gets.
     pub like: String,
-    /// Whether our entry is missing, rather than an older one.
-    pub missing: bool,
 }
 
 /// Our entry in a list of plugins.
@@ -184,16 +182,14 @@ fn aim(found: &Found, files: &BTreeMap<&str, &Found>, entry: &Entry) -> Result<G
     let cilium = plugins(&whole)?.iter().any(|plugin| plugin.kind.as_deref() == Some("cilium-cni"));
     let like = found.name.clone();
     if list.is_some() && !found.linked {
-        let missing = plugins(text)?.iter().all(|plugin| !plugin.is_ours());
-        let write = put.map(|new| Write { text: new, old: Some(text.clone()), like, missing });
+        let write = put.map(|new| Write { text: new, old: Some(text.clone()), like });
         return Ok(Goal::Entry { file: found.name.clone(), write, cilium });
     }
     let stem = list.or_else(|| found.name.rsplit_once('.').map(|(stem, _)| stem)).unwrap_or_default();
     let file = format!("{stem}{DERIVED}");
     let new = marked(&put.unwrap_or(whole), &found.name);
     let old = files.get(file.as_str()).and_then(|found| found.text.as_ref().ok());
-    let missing = old.is_none_or(|old| !old.contains(TYPE));
-    let write = (old != Some(&new)).then(|| Write { text: new, old: old.cloned(), like, missing });
+    let write = (old != Some(&new)).then(|| Write { text: new, old: old.cloned(), like });
     Ok(Goal::Entry { file, write, cilium })
 }
 
@@ -427,7 +423,7 @@ mod tests {
             assert!(name < source && "05-z.conflist" < name && is_derived(name) && is_read(name));
             let first = plan(&[found(source, SINGLE), found("20-y.conflist", LIST)], &entry());
             let (file, write) = written(&first);
-            assert_eq!((file, write.old.as_ref(), write.missing), (name, None, true));
+            assert_eq!((file, write.old.as_ref()), (name, None));
             let value: Value = serde_json::from_str(&write.text).unwrap();
             let ours: Value = serde_json::from_str(OURS).unwrap();
             assert_eq!(
@@ -441,7 +437,7 @@ mod tests {
             let again = plan(&[found(source, SINGLE), derived.clone()], &entry());
             assert_eq!(again.goal, Goal::Entry { file: name.into(), write: None, cilium: false });
             let changed = plan(&[found(source, &SINGLE.replace("1500", "9000")), derived.clone()], &entry());
-            assert!(!written(&changed).1.missing && changed.stale.is_empty());
+            assert!(changed.stale.is_empty());
             // It is no source itself, and goes when its reason has gone.
             let alone = plan(std::slice::from_ref(&derived), &entry());
             assert_eq!((alone.goal, alone.stale), (Goal::Nothing, vec![name.to_owned()]));

@@ -154,7 +154,7 @@ impl Prepared {
     /// What the file system says.
     pub fn write(path: PathBuf, bytes: &[u8], mode: u32) -> Result<Self, FolderError> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let temporary = path.with_file_name(format!("{}{name}{}", TEMPORARY.0, TEMPORARY.1));
+        let temporary = path.with_file_name(format!("{}{name}-{}{}", TEMPORARY.0, std::process::id(), TEMPORARY.1));
         let prepared = Self { temporary, path };
         let write = || {
             // Of an installer that was killed.

@@ -48,6 +48,8 @@ struct Installer<'a> {
     /// Since when a file is broken, and whether that was said.
     broken: BTreeMap<String, (Instant, bool)>,
     warned_of_cilium: bool,
+    /// The binary was put in place once. What is there afterwards is a newer installer's, which may run beside this one.
+    binary_written: bool,
 }
 
 impl Install {
@@ -62,6 +64,7 @@ impl Install {
             fight: Fight::default(),
             broken: BTreeMap::new(),
             warned_of_cilium: false,
+            binary_written: false,
         };
         if self.once {
             return installer.look().and_then(|state| match state {
@@ -125,8 +128,8 @@ impl Installer<'_> {
     /// Compares desired and real once, and does what is missing: the binary first, so that no entry ever names a missing one.
     fn look(&mut self) -> anyhow::Result<State> {
         let folder = &self.install.folders.conf_dir;
-        self.binary()?;
         let _lock = folder::lock(folder)?;
+        self.binary()?;
         let names = folder::names(folder)?;
         let files: Vec<_> =
             names.iter().filter(|name| conflist::is_read(name)).map(|name| folder::find(folder, name)).collect();
@@ -177,11 +180,11 @@ impl Installer<'_> {
     }
 
     fn write(&mut self, file: String, write: Option<Write>) -> anyhow::Result<State> {
-        let Some(Write { text, old, like, missing }) = write else {
+        let Some(Write { text, old, like }) = write else {
             return Ok(State::InPlace { file });
         };
         let now = Instant::now();
-        if missing && !self.fight.may_write(&file, now) {
+        if !self.fight.may_write(&file, now) {
             return Ok(State::Undone { file });
         }
         let folder = &self.install.folders.conf_dir;
@@ -197,9 +200,13 @@ impl Installer<'_> {
         Ok(State::InPlace { file })
     }
 
-    fn binary(&self) -> anyhow::Result<()> {
+    fn binary(&mut self) -> anyhow::Result<()> {
         const MODE: u32 = 0o755;
         let path = self.install.folders.bin_dir.join(conflist::TYPE);
+        if self.binary_written && path.is_file() {
+            return Ok(());
+        }
+        self.binary_written = true;
         let read = |path: &Path| fs::read(path).with_context(|| format!("the plugin's binary {}", path.display()));
         let new = read(&self.plugin)?;
         if new.is_empty() {
