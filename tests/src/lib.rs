@@ -42,7 +42,7 @@ pub use self::{
     component::Component,
     host::Host,
     raw::Raw,
-    wait::{eventually, wait_until},
+    wait::{eventually, soon, wait_until},
 };
 
 /// The faults guests: every behaviour in both generations of `wasi:http`.

@@ -104,6 +104,17 @@ impl Netns {
         Ok(answer)
     }
 
+    /// Whether the component `hello` answers at a port inside.
+    ///
+    /// # Errors
+    ///
+    /// It does not.
+    pub fn says_hello(&self, port: u16) -> Result<()> {
+        let answer = self.get(Ipv4Addr::LOCALHOST.into(), port, "/")?;
+        ensure!(answer.ends_with("hello\n"), "{answer}");
+        Ok(())
+    }
+
     /// Listens at a port inside, as a pod's own container does.
     ///
     /// # Errors

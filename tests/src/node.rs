@@ -119,6 +119,18 @@ impl Node {
         Ok(node)
     }
 
+    /// A node with keeper and host, whose catalog has the component `hello`.
+    ///
+    /// # Errors
+    ///
+    /// See [`Node::with_keeper`].
+    pub fn with_hello() -> Result<Self> {
+        let mut node = Self::with_keeper()?;
+        node.add(&Component::guest("hello", "hello-wasip2")?)?;
+        node.start_host()?;
+        Ok(node)
+    }
+
     /// Where namespaces can be put.
     pub fn folder(&self) -> &Path {
         self.folder.path()

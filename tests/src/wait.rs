@@ -1,6 +1,6 @@
 //! Waiting for something with an end.
 
-use std::time::Duration;
+use std::{thread, time::Duration};
 
 use anyhow::{Result, bail};
 use tokio::time::Instant;
@@ -41,6 +41,27 @@ where
             Ok(done) => return Ok(done),
             Err(error) if Instant::now() > end => return Err(error.context(format!("not within {within:?}: {what}"))),
             Err(_) => tokio::time::sleep(PAUSE).await,
+        }
+    }
+}
+
+/// Longer than anything on a node takes once.
+const ON_A_NODE: Duration = Duration::from_secs(20);
+
+/// The same without a runtime, for what happens on a node: within 20 s.
+///
+/// # Errors
+///
+/// The last error, if it does not work within the time.
+pub fn soon<T>(what: &str, attempt: impl Fn() -> Result<T>) -> Result<T> {
+    let end = Instant::now() + ON_A_NODE;
+    loop {
+        match attempt() {
+            Ok(done) => return Ok(done),
+            Err(error) if Instant::now() > end => {
+                return Err(error.context(format!("not within {ON_A_NODE:?}: {what}")));
+            }
+            Err(_) => thread::sleep(PAUSE),
         }
     }
 }

@@ -3,61 +3,43 @@
 use std::{
     fs,
     io::{Read, Write},
-    net::{IpAddr, Ipv4Addr},
     os::unix::net::UnixStream,
+    path::Path,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use pillion_protocol::keeper::{Call, FromHost, MAX_MESSAGE, Request, ToHost, ToSuccessor, VERSION};
 use pillion_sockets::link::Link;
 use pillion_tests::{
-    Component,
+    Connection, Protocol,
     load::{Knocking, Load},
     netns::Netns,
     node::{Node, Sandbox},
-    process,
+    process, soon,
 };
 use rustix::process::Signal;
 
 const BOTH: (bool, bool) = (true, true);
 const NEITHER: (bool, bool) = (false, false);
-const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// A node that serves `hello` in one pod.
 fn node() -> Result<(Node, Netns)> {
-    let mut node = Node::with_keeper()?;
-    node.add(&Component::guest("hello", "hello-wasip2")?)?;
-    node.start_host()?;
+    let node = Node::with_hello()?;
     let netns = Netns::with_loopback(node.folder(), "a")?;
     let said = node.cni("ADD", &Sandbox::new("cart-0", "c1", &netns, "hello=8081"))?;
     ensure!(said.success, "{said:?}");
-    says_hello(&netns)?;
+    netns.says_hello(8081)?;
     Ok((node, netns))
-}
-
-fn says_hello(netns: &Netns) -> Result<()> {
-    let answer = netns.get(V4, 8081, "/")?;
-    ensure!(answer.ends_with("hello\n"), "{answer}");
-    Ok(())
-}
-
-fn eventually(what: &str, attempt: impl Fn() -> Result<()>) -> Result<()> {
-    let end = Instant::now() + Duration::from_secs(20);
-    loop {
-        match attempt() {
-            Err(error) if Instant::now() > end => return Err(error.context(format!("not within 20 s: {what}"))),
-            Err(_) => std::thread::sleep(Duration::from_millis(10)),
-            Ok(()) => return Ok(()),
-        }
-    }
 }
 
 #[test]
 fn a_newer_agent_takes_everything_while_calls_go_on() -> Result<()> {
     let (mut node, netns) = node()?;
     let (load, knocking) = (Load::start(&netns, 8081, "/", 4)?, Knocking::start(&netns, 8081));
-    std::thread::sleep(Duration::from_millis(500));
+    thread::sleep(Duration::from_millis(500));
     for generation in 2..=4 {
         node.replace_agent()?;
         let status = node.status()?;
@@ -65,7 +47,7 @@ fn a_newer_agent_takes_everything_while_calls_go_on() -> Result<()> {
         let (pod, id) = (format!("new-{generation}"), format!("n{generation}"));
         let new = Netns::with_loopback(node.folder(), &pod)?;
         assert!(node.cni("ADD", &Sandbox::new(&pod, &id, &new, "hello=8081"))?.success);
-        says_hello(&new)?;
+        new.says_hello(8081)?;
         assert!(node.cni("DEL", &Sandbox::new(&pod, &id, &new, "hello=8081"))?.success);
     }
     let (seen, knocks) = (load.end()?, knocking.end()?);
@@ -75,20 +57,70 @@ fn a_newer_agent_takes_everything_while_calls_go_on() -> Result<()> {
 }
 
 #[test]
+fn calls_over_http_2_go_on_too() -> Result<()> {
+    let (mut node, netns) = node()?;
+    let end = AtomicBool::new(false);
+    let (answers, replaced) = thread::scope(|scope| {
+        let calling = scope.spawn(|| call_over_http_2(netns.path(), &end));
+        let mut replace = || -> Result<()> {
+            for _ in 0..3 {
+                thread::sleep(Duration::from_millis(300));
+                let began = Instant::now();
+                node.replace_agent()?;
+                let took = began.elapsed();
+                ensure!(took < Duration::from_secs(10), "a connection that is busy keeps the old host: {took:?}");
+            }
+            Ok(())
+        };
+        let replaced = replace();
+        end.store(true, Relaxed);
+        (calling.join(), replaced)
+    });
+    replaced?;
+    let answers = answers.map_err(|_| anyhow::anyhow!("the caller panicked"))??;
+    assert!(answers > 100, "{answers}");
+    Ok(())
+}
+
+/// Calls one after the other on a connection, all the time; one that has said farewell is followed by another. Gives the number of
+/// answers.
+fn call_over_http_2(netns: &Path, end: &AtomicBool) -> Result<usize> {
+    pillion_tests::netns::enter(netns)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut answers = 0;
+        while !end.load(Relaxed) {
+            let mut connection = Connection::open(Protocol::H2, 8081).await?;
+            while !end.load(Relaxed) {
+                match connection.get("/").await {
+                    Ok(answer) if answer.status == 200 => answers += 1,
+                    Ok(answer) => bail!("{}: {}", answer.status, answer.text()),
+                    // It was not sent any more.
+                    Err(error) if error.downcast_ref().is_some_and(hyper::Error::is_closed) => break,
+                    Err(error) if error.downcast_ref().is_some_and(hyper::Error::is_canceled) => break,
+                    Err(error) => return Err(error.context(format!("after {answers} answers"))),
+                }
+            }
+        }
+        Ok(answers)
+    })
+}
+
+#[test]
 fn while_two_hosts_are_there_both_hear_of_what_comes_and_goes() -> Result<()> {
     let (mut node, netns) = node()?;
     let old = node.start_next_agent()?;
     let other = Netns::with_loopback(node.folder(), "b")?;
     let sandbox = Sandbox::new("cart-1", "c2", &other, "hello=8081");
     assert!(node.cni("ADD", &sandbox)?.success);
-    says_hello(&other)?;
+    other.says_hello(8081)?;
     assert!(node.cni("DEL", &sandbox)?.success);
-    eventually("the end on both sides", || {
+    soon("the end on both sides", || {
         ensure!(other.accepts(8081) == NEITHER, "it accepts");
         Ok(())
     })?;
     node.end_agent(old)?;
-    says_hello(&netns)
+    netns.says_hello(8081)
 }
 
 #[test]
@@ -96,7 +128,7 @@ fn a_keeper_that_was_replaced_and_starts_again_takes_nothing_back() -> Result<()
     let (mut node, netns) = node()?;
     let mut old = node.start_next_agent()?;
     node.restart_keeper_of(&mut old)?;
-    eventually("its line in the log", || {
+    soon("its line in the log", || {
         ensure!(node.log().contains("another keeper holds the node's endpoints; this one waits"), "{}", node.log());
         Ok(())
     })?;
@@ -106,7 +138,7 @@ fn a_keeper_that_was_replaced_and_starts_again_takes_nothing_back() -> Result<()
     node.start_keeper()?;
     assert_eq!(node.status()?["generation"], 2);
     node.end_agent(old)?;
-    says_hello(&netns)
+    netns.says_hello(8081)
 }
 
 #[test]
@@ -139,8 +171,8 @@ fn a_successor_that_takes_nothing_leaves_the_keeper_as_it_was() -> Result<()> {
     assert_eq!((&status["generation"], &status["listeners"]), (&1.into(), &2.into()), "{status}");
     let other = Netns::with_loopback(node.folder(), "b")?;
     assert!(node.cni("ADD", &Sandbox::new("cart-1", "c2", &other, "hello=8081"))?.success);
-    says_hello(&other)?;
-    says_hello(&netns)
+    other.says_hello(8081)?;
+    netns.says_hello(8081)
 }
 
 #[test]
@@ -149,14 +181,14 @@ fn a_keeper_whose_state_is_lost_learns_from_the_host_what_it_held() -> Result<()
     node.kill_keeper()?;
     fs::write(node.folder().join("state/pods.json"), "half of a fi")?;
     node.start_keeper()?;
-    eventually("what the host hands back", || {
+    soon("what the host hands back", || {
         let status = node.status()?;
         ensure!(status["pods"] == 1 && status["listeners"] == 2, "{status}");
         Ok(())
     })?;
-    says_hello(&netns)?;
+    netns.says_hello(8081)?;
     assert!(node.cni("DEL", &Sandbox::new("cart-0", "c1", &netns, "hello=8081"))?.success, "its sandbox is known");
-    eventually("its end", || {
+    soon("its end", || {
         ensure!(netns.accepts(8081) == NEITHER, "it accepts");
         Ok(())
     })
@@ -178,7 +210,7 @@ fn what_does_not_fit_is_refused_before_descriptors_run_out() -> Result<()> {
         assert!(text.contains("8 more endpoints need 16 listeners, and this node can hold 22, of which 20"), "{text}");
     }
     assert_eq!(second.accepts(2000), NEITHER);
-    assert_eq!(process::descriptors(node.keeper()?)?, held, "nothing leaks");
+    assert!(process::descriptors(node.keeper()?)? <= held, "nothing leaks");
     assert!(node.cni("DEL", &Sandbox::new("cart-0", "c1", &first, ""))?.success);
     assert!(node.cni("ADD", &Sandbox::new("cart-1", "c2", &second, &sidecars(8)))?.success);
     assert_eq!(second.accepts(2007), BOTH);
@@ -196,9 +228,9 @@ fn many_clients_that_say_nothing_keep_nobody_from_the_keeper() -> Result<()> {
     assert!(said.success, "{said:?}");
     drop(silent);
     assert!(node.cni("DEL", &Sandbox::new("cart-0", "c1", &netns, "clock=8081"))?.success);
-    eventually("no leak", || {
+    soon("no leak", || {
         let now = process::descriptors(node.keeper()?)?;
-        ensure!(now == held, "{now} descriptors, {held} before");
+        ensure!(now <= held, "{now} descriptors, {held} before");
         Ok(())
     })
 }
@@ -211,7 +243,7 @@ fn strangers_are_not_served_at_the_hosts_socket() -> Result<()> {
         rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(65_533))?;
         Ok(UnixStream::connect(node.host_socket())?.read(&mut [0])?)
     };
-    let read = std::thread::scope(|scope| scope.spawn(connect).join());
+    let read = thread::scope(|scope| scope.spawn(connect).join());
     assert_eq!(read.map_err(|_| anyhow::anyhow!("it panicked"))??, 0, "the connection ends at once");
     let mut link = UnixStream::connect(node.host_socket())?;
     link.write_all(&[0xff; 64])?;
@@ -234,8 +266,8 @@ fn a_listener_that_somebody_shuts_down_listens_again() -> Result<()> {
     for listener in &told.descriptors {
         rustix::net::shutdown(listener, rustix::net::Shutdown::Both)?;
     }
-    eventually("both addresses", || {
+    soon("both addresses", || {
         ensure!(netns.accepts(8081) == BOTH, "they do not accept");
-        says_hello(&netns)
+        netns.says_hello(8081)
     })
 }

@@ -3,7 +3,6 @@
 use std::{
     io::{Read, Write},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    thread,
     time::{Duration, Instant},
 };
 
@@ -12,7 +11,7 @@ use pillion_tests::{
     Component,
     netns::Netns,
     node::{Node, Sandbox},
-    process,
+    process, soon,
 };
 use rustix::process::Signal;
 
@@ -27,18 +26,6 @@ fn node() -> Result<Node> {
     node.add(&Component::guest("late", "faults-p3")?)?;
     node.start_host()?;
     Ok(node)
-}
-
-/// Tries until it works: what is bound is told to the host while the plugin's answer is on its way.
-fn eventually(what: &str, attempt: impl Fn() -> Result<()>) -> Result<()> {
-    let end = Instant::now() + Duration::from_secs(20);
-    loop {
-        match attempt() {
-            Err(error) if Instant::now() > end => return Err(error.context(format!("not within 20 s: {what}"))),
-            Err(_) => thread::sleep(Duration::from_millis(10)),
-            Ok(()) => return Ok(()),
-        }
-    }
 }
 
 fn says(netns: &Netns, address: IpAddr, port: u16, path: &str, expected: &str) -> Result<()> {
@@ -61,12 +48,12 @@ fn a_pod_reaches_three_components_at_its_localhost_and_nobody_else_does() -> Res
     assert_eq!(other.accepts(8081), (false, false));
     says(&netns, V4, 8082, "/log?lines=1&bytes=9", "HTTP/1.1 200")?;
     let named = r#""namespace":"shop","pod":"cart-0","component":"faults","binding":"faults""#;
-    eventually("a log line that names the pod", || {
+    soon("a log line that names the pod", || {
         ensure!(node.log().contains(named), "{}", node.log());
         Ok(())
     })?;
     assert!(node.cni("DEL", &sandbox)?.success);
-    eventually("the end of the endpoints, on both sides", || {
+    soon("the end of the endpoints, on both sides", || {
         ensure!(netns.accepts(8081) == (false, false), "it accepts");
         Ok(())
     })
@@ -78,9 +65,9 @@ fn a_component_that_is_not_known_is_said_so_until_it_is() -> Result<()> {
     let netns = Netns::with_loopback(node.folder(), "a")?;
     assert!(node.cni("ADD", &Sandbox::new("cart-0", "c1", &netns, "clock=8081"))?.success, "it binds all the same");
     let expected = "there is no component \\\"clock\\\"";
-    eventually("an answer that names it", || says(&netns, V4, 8081, "/", expected))?;
+    soon("an answer that names it", || says(&netns, V4, 8081, "/", expected))?;
     node.add(&Component::guest("clock", "hello-wasip2")?)?;
-    eventually("the component", || says(&netns, V4, 8081, "/", "hello\n"))
+    soon("the component", || says(&netns, V4, 8081, "/", "hello\n"))
 }
 
 #[test]
@@ -92,7 +79,7 @@ fn a_pod_that_wants_its_components_ready_waits_for_them() -> Result<()> {
         node.cni("ADD", &sandbox)
     };
     let netns = Netns::with_loopback(node.folder(), "a")?;
-    eventually("components that are compiled", || {
+    soon("components that are compiled", || {
         let said = wait("cart-0", "c1", &netns, "hello=8081, faults=8082")?;
         ensure!(said.success, "{said:?}");
         Ok(())
@@ -108,7 +95,7 @@ fn a_pod_that_wants_its_components_ready_waits_for_them() -> Result<()> {
     assert!(text.contains("clock cannot be served: there is no component"), "{text}");
     assert!(said.took < Duration::from_secs(5), "{said:?}");
     node.add(&Component::guest("clock", "hello-wasip2")?)?;
-    eventually("the kubelet's next try", || {
+    soon("the kubelet's next try", || {
         let said = wait("cart-1", "c3", &other, "hello=8081, clock=8082")?;
         ensure!(said.success, "{said:?}");
         Ok(())
@@ -125,7 +112,7 @@ fn what_dies_is_not_noticed_by_who_connects() -> Result<()> {
 
     let worker = node.worker()?;
     process::signal(worker, Signal::KILL)?;
-    eventually("the end of the worker", || {
+    soon("the end of the worker", || {
         ensure!(!process::runs(worker), "it runs");
         Ok(())
     })?;
@@ -134,7 +121,7 @@ fn what_dies_is_not_noticed_by_who_connects() -> Result<()> {
     node.kill_keeper()?;
     says(&netns, V6, 8081, "/", "hello\n")?;
     node.start_keeper()?;
-    eventually("listeners that the host hands back", || {
+    soon("listeners that the host hands back", || {
         let status = node.status()?;
         ensure!(status["listeners"] == 2, "{status}");
         Ok(())
@@ -167,7 +154,7 @@ fn a_pod_that_goes_while_the_host_is_away_is_not_served_by_the_next_one() -> Res
     assert!(node.cni("DEL", &sandbox)?.success);
     node.start_host()?;
     assert!(node.cni("ADD", &Sandbox::new("cart-1", "c2", &netns, "faults=8081"))?.success);
-    eventually("the other pod's component", || says(&netns, V4, 8081, "/no-response", "no-response"))
+    soon("the other pod's component", || says(&netns, V4, 8081, "/no-response", "no-response"))
 }
 
 #[test]

@@ -217,6 +217,6 @@ fn whoever_says_nonsense_to_the_keeper_disturbs_nobody_and_leaves_nothing_behind
     drop(_silent);
     thread::sleep(Duration::from_millis(2_200));
     assert!(node.cni("DEL", &Sandbox::new("cart-1", "c2", &netns, "flags=8082"))?.success);
-    assert_eq!(process::descriptors(node.keeper()?)?, held, "nothing leaks");
+    assert!(process::descriptors(node.keeper()?)? <= held, "nothing leaks");
     Ok(())
 }

@@ -2,58 +2,25 @@
 //! prints its figures.
 
 use std::{
-    fs,
-    net::{IpAddr, Ipv4Addr},
-    thread,
+    fs, thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use pillion_tests::{
-    Component,
     load::{Knocking, Knocks, Load, Seen},
     netns::Netns,
     node::{Node, Sandbox},
-    process,
+    process, soon,
 };
 use rustix::process::Signal;
-
-const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
 /// Pods that are called all the time.
 const PODS: usize = 20;
 
-/// Longer than anything here takes once.
-const SOON: Duration = Duration::from_secs(20);
-
 /// How often something is done: in the short form, and in the whole.
 fn times(short: usize, whole: usize) -> usize {
     if std::env::var_os("PILLION_SOAK").is_some_and(|value| value == "full") { whole } else { short }
-}
-
-/// A node whose catalog has `hello`.
-fn node() -> Result<Node> {
-    let mut node = Node::with_keeper()?;
-    node.add(&Component::guest("hello", "hello-wasip2")?)?;
-    node.start_host()?;
-    Ok(node)
-}
-
-fn eventually<T>(what: &str, attempt: impl Fn() -> Result<T>) -> Result<T> {
-    let end = Instant::now() + SOON;
-    loop {
-        match attempt() {
-            Ok(done) => return Ok(done),
-            Err(error) if Instant::now() > end => return Err(error.context(format!("not within {SOON:?}: {what}"))),
-            Err(_) => thread::sleep(Duration::from_millis(5)),
-        }
-    }
-}
-
-fn says_hello(netns: &Netns, port: u16) -> Result<()> {
-    let answer = netns.get(V4, port, "/")?;
-    ensure!(answer.ends_with("hello\n"), "{answer}");
-    Ok(())
 }
 
 /// Calls in `PODS` pods, on connections that are kept and on new ones, while `work` is done; gives what all of them saw.
@@ -65,14 +32,14 @@ fn under_load(node: &mut Node, work: impl FnOnce(&mut Node) -> Result<()>) -> Re
         let said = node.cni("ADD", &Sandbox::new(&pod, &id, netns, "hello=8081"))?;
         ensure!(said.success, "{said:?}");
     }
-    pods.iter().try_for_each(|netns| eventually("an answer", || says_hello(netns, 8081)))?;
+    pods.iter().try_for_each(|netns| soon("an answer", || netns.says_hello(8081)))?;
     let loads: Vec<Load> = pods.iter().map(|netns| Load::start(netns, 8081, "/", 1)).collect::<Result<_>>()?;
     let knocking: Vec<Knocking> = pods.iter().map(|netns| Knocking::start(netns, 8081)).collect();
     thread::sleep(Duration::from_millis(300));
     work(node)?;
     thread::sleep(Duration::from_millis(300));
     for netns in &pods {
-        says_hello(netns, 8081)?;
+        netns.says_hello(8081)?;
     }
     let knocks: Knocks = knocking.into_iter().map(Knocking::end).sum::<Result<_>>()?;
     ensure!(knocks.opened > 100, "{knocks:?}");
@@ -82,14 +49,14 @@ fn under_load(node: &mut Node, work: impl FnOnce(&mut Node) -> Result<()>) -> Re
 #[test]
 fn a_worker_that_is_killed_again_and_again_costs_only_what_is_in_flight() -> Result<()> {
     let deaths = times(3, 50);
-    let mut node = node()?;
+    let mut node = Node::with_hello()?;
     let (seen, knocks) = under_load(&mut node, |node| {
         for _ in 0..deaths {
             // One that dies within its first second is followed more slowly.
             thread::sleep(Duration::from_millis(1_100));
             let worker = node.worker()?;
             process::signal(worker, Signal::KILL)?;
-            eventually("the next worker", || {
+            soon("the next worker", || {
                 ensure!(node.worker()? != worker, "it is the old one");
                 Ok(())
             })?;
@@ -107,7 +74,7 @@ fn a_worker_that_is_killed_again_and_again_costs_only_what_is_in_flight() -> Res
 fn upgrades_and_rollbacks_lose_nothing() -> Result<()> {
     // A rollback is an upgrade to what was there before: another pod, of a generation of its own.
     let replaced = times(4, 25);
-    let mut node = node()?;
+    let mut node = Node::with_hello()?;
     let mut longest = Duration::ZERO;
     let (seen, knocks) = under_load(&mut node, |node| {
         for _ in 0..replaced {
@@ -127,12 +94,12 @@ fn upgrades_and_rollbacks_lose_nothing() -> Result<()> {
 #[test]
 fn a_keeper_that_is_killed_again_and_again_holds_everything_again() -> Result<()> {
     let deaths = times(3, 20);
-    let mut node = node()?;
+    let mut node = Node::with_hello()?;
     let (seen, knocks) = under_load(&mut node, |node| {
         for _ in 0..deaths {
             thread::sleep(Duration::from_millis(100));
             node.start_keeper()?;
-            eventually("everything", || {
+            soon("everything", || {
                 let status = node.status()?;
                 ensure!(status["listeners"] == 2 * PODS && status["hosts"] == 1, "{status}");
                 Ok(())
@@ -164,13 +131,17 @@ impl Held {
 #[test]
 fn pods_that_come_and_go_leave_nothing_behind() -> Result<()> {
     let (cycles, warm) = (times(100, 2_000), 50);
-    let node = node()?;
+    let namespaces = || Ok::<_, anyhow::Error>(fs::read_to_string("/proc/mounts")?.matches(" nsfs ").count());
+    let mounted = namespaces()?;
+    let node = Node::with_hello()?;
     let cycle = |i: usize| -> Result<()> {
         let (pod, id) = (format!("cart-{i}"), format!("c{i}"));
         let netns = Netns::with_loopback(node.folder(), &pod)?;
-        let sandbox = Sandbox::new(&pod, &id, &netns, "hello=8081");
+        // A name that nobody knows stays nowhere, either.
+        let sidecars = format!("hello=8081, unknown-{i}=8082");
+        let sandbox = Sandbox::new(&pod, &id, &netns, &sidecars);
         ensure!(node.cni("ADD", &sandbox)?.success, "ADD");
-        says_hello(&netns, 8081)?;
+        netns.says_hello(8081)?;
         ensure!(node.cni("DEL", &sandbox)?.success, "DEL");
         Ok(())
     };
@@ -180,7 +151,7 @@ fn pods_that_come_and_go_leave_nothing_behind() -> Result<()> {
     thread::sleep(Duration::from_millis(500));
     let before = held()?;
     (warm..warm + cycles).try_for_each(cycle)?;
-    let after = eventually("what was held before", || {
+    let after = soon("what was held before", || {
         let after = held()?;
         for (before, after) in before.iter().zip(&after) {
             ensure!(after.descriptors <= before.descriptors, "{before:?} became {after:?}");
@@ -195,13 +166,15 @@ fn pods_that_come_and_go_leave_nothing_behind() -> Result<()> {
     }
     let status = node.status()?;
     assert_eq!((&status["pods"], &status["listeners"]), (&0.into(), &0.into()));
+    // Namespaces that nothing holds are gone with their mounts; one that a listener held would still be seen by its sockets.
+    assert!(namespaces()? <= mounted, "{mounted} mounts of namespaces became {}", namespaces()?);
     Ok(())
 }
 
 #[test]
 fn many_pods_are_bound_at_once() -> Result<()> {
     let pods = times(50, 500);
-    let node = node()?;
+    let node = Node::with_hello()?;
     let netns: Vec<Netns> =
         (0..pods).map(|i| Netns::with_loopback(node.folder(), &format!("pod-{i}"))).collect::<Result<_>>()?;
     // One component may stand in an annotation once: the others are not known, and bound all the same.
@@ -229,7 +202,7 @@ fn many_pods_are_bound_at_once() -> Result<()> {
     let took = began.elapsed();
     assert_eq!(node.status()?["listeners"], pods * 8);
     for netns in netns.iter().step_by(10) {
-        eventually("an answer", || says_hello(netns, 8081))?;
+        soon("an answer", || netns.says_hello(8081))?;
         assert_eq!(netns.accepts(8084), (true, true));
     }
     println!("{pods} pods with 4 ports each are bound in {took:.1?}: {}", node.status()?);
