@@ -5,7 +5,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | [`calls`] | system calls by what they are for |
+//! | `calls` | system calls by what they are for |
 
 #![forbid(unsafe_code)]
 
