@@ -51,10 +51,13 @@ pub fn accept(listener: &UnixListener, also: Option<u32>, mut serve: impl FnMut(
             // Closed.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => return,
             Err(error) => Err(error),
-            Ok(client) => match is_trusted(&client, also) {
-                Ok(true) => serve(client),
-                Ok(false) => {
-                    tracing::warn!("a client of another user is not served");
+            Ok(client) => match stranger(&client, also) {
+                Ok(None) => serve(client),
+                Ok(Some(stranger)) => {
+                    tracing::warn!(
+                        uid = stranger,
+                        "another user's client is not served: a host's is named by --host-uid"
+                    );
                     continue;
                 }
                 Err(error) => Err(error),
@@ -72,11 +75,13 @@ pub fn close(listener: impl AsFd) {
     _ = rustix::net::shutdown(listener, rustix::net::Shutdown::Both);
 }
 
-fn is_trusted(socket: impl AsFd, also: Option<u32>) -> io::Result<bool> {
+/// The user at the other end, if it is none that is served.
+fn stranger(socket: impl AsFd, also: Option<u32>) -> io::Result<Option<u32>> {
     let peer = rustix::net::sockopt::socket_peercred(socket)?;
-    Ok(peer.uid.is_root()
+    let served = peer.uid.is_root()
         || peer.uid == rustix::process::geteuid()
-        || also.is_some_and(|uid| peer.uid == Uid::from_raw(uid)))
+        || also.is_some_and(|uid| peer.uid == Uid::from_raw(uid));
+    Ok((!served).then(|| peer.uid.as_raw()))
 }
 
 #[cfg(test)]

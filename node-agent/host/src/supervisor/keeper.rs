@@ -116,9 +116,12 @@ fn is_same(a: &OwnedFd, b: &OwnedFd) -> bool {
 impl Supervisor {
     /// Hands back what is held, then hears what is bound.
     pub(super) fn meet_keeper(&mut self, keeper: Link, introduced: bool) {
-        if let Err(error) = self.introduce(&keeper, introduced) {
-            tracing::warn!(%error, "the keeper went away while it was told what is held");
-            _ = keeper.socket().shutdown(std::net::Shutdown::Both);
+        match self.introduce(&keeper, introduced) {
+            Ok(()) => tracing::info!(bindings = self.desired.bindings.len(), "the keeper is there"),
+            Err(error) => {
+                tracing::warn!(%error, "the keeper did not hear what is held: does it know this host's user (--host-uid)?");
+                _ = keeper.socket().shutdown(std::net::Shutdown::Both);
+            }
         }
         self.keeper = Some(keeper);
         self.told_fates.clear();
