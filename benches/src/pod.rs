@@ -12,11 +12,10 @@ use std::{
 use anyhow::{Context, ensure};
 use clap::Args;
 use pillion_tests::{
-    Component,
     load::{Knocking, Knocks, Load},
     netns::Netns,
     node::{Node, Sandbox},
-    process, program,
+    process, program, soon,
 };
 use rustix::process::Signal;
 
@@ -36,9 +35,6 @@ const LISTENERS: usize = 8;
 
 /// Pods that are called while a server dies.
 const CALLED: usize = 20;
-
-/// Longer than a worker takes to serve everything.
-const SOON: Duration = Duration::from_secs(20);
 
 /// Its options.
 #[derive(Args, Default)]
@@ -73,39 +69,20 @@ pub fn run(setup: &Setup, arguments: &Arguments) -> anyhow::Result<Section> {
     Ok(Section { title: "pod: what pods notice".into(), notes, rows })
 }
 
-/// A node whose catalog has `hello`.
-fn node() -> anyhow::Result<Node> {
-    let mut node = Node::with_keeper()?;
-    node.add(&Component::guest("hello", "hello-wasip2")?)?;
-    node.start_host()?;
-    Ok(node)
-}
-
 fn add(node: &Node, pod: &str, netns: &Netns, sidecars: &str) -> anyhow::Result<()> {
     let said = node.cni("ADD", &Sandbox::new(pod, pod, netns, sidecars))?;
     ensure!(said.success, "{said:?}");
     Ok(())
 }
 
-fn answers(netns: &Netns) -> anyhow::Result<()> {
-    let answer = netns.get(V4, 8081, "/")?;
-    ensure!(answer.ends_with("hello\n"), "{answer}");
-    Ok(())
-}
-
 /// Waits for an answer.
 fn answers_soon(netns: &Netns) -> anyhow::Result<()> {
-    let end = Instant::now() + SOON;
-    while let Err(error) = answers(netns) {
-        ensure!(Instant::now() < end, "{error:#}");
-        thread::sleep(Duration::from_millis(5));
-    }
-    Ok(())
+    soon("an answer", || netns.says_hello(8081))
 }
 
 /// The plugin's part in the start of a pod.
 fn pod_starts(setup: &Setup, starts: usize) -> anyhow::Result<Vec<Row>> {
-    let node = node()?;
+    let node = Node::with_hello()?;
     let no_op = program::named("no-op-plugin")?;
     let (mut none, mut without, mut with) = (Vec::new(), Vec::new(), Vec::new());
     for run in 0..setup.runs {
@@ -151,7 +128,7 @@ fn pod_starts(setup: &Setup, starts: usize) -> anyhow::Result<Vec<Row>> {
 /// From a worker's death to the first answer of the endpoint that its successor hears of last.
 fn handover(setup: &Setup, listeners: usize) -> anyhow::Result<Row> {
     let measure = |pods: usize| -> anyhow::Result<Vec<f64>> {
-        let node = node()?;
+        let node = Node::with_hello()?;
         let name = |i: usize| format!("pod-{i:05}");
         let netns: Vec<Netns> =
             (0..pods).map(|i| Netns::with_loopback(node.folder(), &name(i))).collect::<Result<_, _>>()?;
@@ -200,7 +177,7 @@ fn crashes(setup: &Setup) -> anyhow::Result<Row> {
         Ok(knocks.refused as f64 / deaths as f64)
     };
     let (mut ours, mut theirs) = (Vec::new(), Vec::new());
-    let (node, folder) = (node()?, tempfile::tempdir()?);
+    let (node, folder) = (Node::with_hello()?, tempfile::tempdir()?);
     let (with, without) = (pods(node.folder())?, pods(folder.path())?);
     for (i, netns) in with.iter().enumerate() {
         add(&node, &format!("called-{i}"), netns, "hello=8081")?;
@@ -227,11 +204,7 @@ struct PlainServer<'a> {
 impl<'a> PlainServer<'a> {
     fn start(netns: &'a Netns) -> anyhow::Result<Self> {
         let server = Self { netns, process: Self::spawn(netns)? };
-        let end = Instant::now() + SOON;
-        while netns.connect(V4, 8081).is_err() {
-            ensure!(Instant::now() < end, "the plain server does not listen");
-            thread::sleep(Duration::from_millis(2));
-        }
+        soon("a plain server", || netns.connect(V4, 8081))?;
         Ok(server)
     }
 

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use clap::{Args, ValueEnum};
+use pillion_sockets::listen;
 
 /// Fewer runs than this are for trying out, not for publishing.
 pub const RUNS: usize = 7;
@@ -166,10 +167,8 @@ pub fn two_cores() -> anyhow::Result<(usize, usize)> {
 
 /// Raises the number of files that this process may open to what the kernel allows; gives that number.
 pub fn raise_open_files() -> u64 {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
-    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+    listen::raise_descriptor_limit();
+    listen::descriptor_limit()
 }
 
 fn released_pillion() -> anyhow::Result<PathBuf> {

@@ -6,6 +6,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`annotation`] | `pillion.dev/sidecars: "NAME=PORT, …"` |
+//! | [`cni`] | the versions that the CNI plugin speaks |
 //! | [`component`] | the `Component` and `ClusterComponent` resources |
 //! | [`digest`] | `sha256:…` |
 //! | [`hosts`] | `allowedOutboundHosts` |
@@ -18,6 +19,7 @@
 #![deny(missing_docs)]
 
 pub mod annotation;
+pub mod cni;
 pub mod component;
 pub mod digest;
 pub mod hosts;

@@ -78,10 +78,3 @@ pub fn free_port() -> Result<u16> {
     }
     anyhow::bail!("there is no free port in {PORTS:?}")
 }
-
-/// Lets this process hold as many descriptors as it may: tests have thousands of connections.
-pub fn raise_descriptor_limit() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let limit = getrlimit(Resource::Nofile);
-    _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
-}

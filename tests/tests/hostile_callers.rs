@@ -6,10 +6,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use pillion_sockets::listen;
 use pillion_tests::{
     Component, Connection, FAULTS, Host, Protocol, Raw,
     client::{empty, request},
-    get, place,
+    get,
     process::{self, MIB, Peak},
     wait_until,
 };
@@ -211,7 +212,7 @@ async fn bytes_that_are_no_http_are_answered_or_cut_off_at_once() -> Result<()> 
 async fn two_thousand_callers_that_hardly_read_cost_little_and_others_are_answered() -> Result<()> {
     const CALLERS: usize = 2_000;
     const AT_ONCE: u64 = 1_000;
-    place::raise_descriptor_limit();
+    listen::raise_descriptor_limit();
     let slow = Component::guest("slow", "faults-p2")?.limit("concurrency", AT_ONCE).limit("queue", 10_000);
     let components =
         [slow.limit("headTimeout", "2m").limit("cpuTime", "1m"), Component::guest("good", "hello-wasip2")?];

@@ -4,13 +4,14 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use pillion_protocol::{
     annotation::{SIDECARS, Sidecars},
+    cni::VERSIONS,
     keeper::{WAIT, Wait},
     pod::{Pod, SandboxId},
 };
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::output::{Failure, SUPPORTED};
+use crate::output::Failure;
 
 /// Where the keeper listens, unless the conflist entry says otherwise.
 const SOCKET: &str = "/run/pillion/keeper/cni.sock";
@@ -121,7 +122,7 @@ impl<'a> Config<'a> {
     /// Reads the configuration.
     pub fn read(text: &'a str) -> Result<Self, Failure> {
         let config: Self = serde_json::from_str(text).map_err(|error| Failure::config(&error))?;
-        if SUPPORTED.contains(&config.version.as_str()) {
+        if VERSIONS.contains(&config.version.as_str()) {
             return Ok(config);
         }
         Err(Failure::version(&config.version))

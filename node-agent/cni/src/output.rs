@@ -2,10 +2,8 @@
 
 use std::{fmt, io};
 
+use pillion_protocol::cni::VERSIONS;
 use serde::Serialize;
-
-/// The versions of the specification that this plugin speaks.
-pub const SUPPORTED: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
 /// Error codes of the specification, and ours from 100 on.
 const INCOMPATIBLE_VERSION: u32 = 1;
@@ -41,7 +39,7 @@ pub fn versions() -> String {
         #[serde(rename = "supportedVersions")]
         supported: [&'static str; 5],
     }
-    serde_json::to_string(&Versions { version: "1.1.0", supported: SUPPORTED }).unwrap_or_default()
+    serde_json::to_string(&Versions { version: "1.1.0", supported: VERSIONS }).unwrap_or_default()
 }
 
 impl Failure {
@@ -66,7 +64,7 @@ impl Failure {
 
     /// A version of the specification that is not spoken.
     pub fn version(version: &str) -> Self {
-        Self::new(INCOMPATIBLE_VERSION, format!("cniVersion is {version:?}: known are {}", SUPPORTED.join(", ")))
+        Self::new(INCOMPATIBLE_VERSION, format!("cniVersion is {version:?}: known are {}", VERSIONS.join(", ")))
     }
 
     /// There is nothing before it in the chain.

@@ -1,5 +1,7 @@
 //! How many listeners a node can hold: each is a descriptor, here and in the host.
 
+use pillion_sockets::listen;
+
 /// Descriptors that are kept free: for clients, files, and listeners on their way.
 const RESERVE: usize = 512;
 
@@ -24,8 +26,7 @@ pub struct Full {
 impl Capacity {
     /// By this process's limit on descriptors.
     pub fn of_this_process() -> Self {
-        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-        Self { descriptors: limit.and_then(|limit| usize::try_from(limit).ok()).unwrap_or(usize::MAX) }
+        Self { descriptors: usize::try_from(listen::descriptor_limit()).unwrap_or(usize::MAX) }
     }
 
     /// The most listeners for so many pods, each of which holds a descriptor of its namespace, given what hosts can take.

@@ -15,6 +15,9 @@ use std::{
 /// How long the lock has to be free before a keeper that was replaced takes it: the newer one may only be starting again.
 const GRACE: Duration = Duration::from_secs(10);
 
+/// The file in a pod's own folder that keeps its generation.
+const GENERATION: &str = "generation";
+
 /// What a keeper has that holds this node's endpoints.
 #[derive(Debug)]
 pub struct Claim {
@@ -60,11 +63,10 @@ impl Claimant {
     ///
     /// Files that cannot be read or written.
     pub fn new(state: &Path, instance: &Path) -> Result<Self, ClaimError> {
-        let kept = instance.join("generation");
-        let known = fs::read_to_string(&kept).ok().and_then(|text| text.trim().parse().ok());
-        let generation = match known {
-            Some(generation) => generation,
-            None => {
+        let kept = instance.join(GENERATION);
+        let generation = match generation_of(instance) {
+            Ok(generation) => generation,
+            Err(_) => {
                 let next = state.join("generation");
                 let generation =
                     next_number(&next, &state.join("lock")).map_err(|error| ClaimError { path: next, error })?;
@@ -124,6 +126,16 @@ impl Claim {
     pub fn declare(&self) -> io::Result<()> {
         write_number(&self.lock, self.generation)
     }
+}
+
+/// The generation that is kept in a pod's own folder.
+///
+/// # Errors
+///
+/// There is none.
+pub fn generation_of(instance: &Path) -> io::Result<u64> {
+    let text = fs::read_to_string(instance.join(GENERATION))?;
+    text.trim().parse().map_err(|_| io::Error::new(io::ErrorKind::InvalidData, format!("{text:?} is no generation")))
 }
 
 /// Counts in `path`: gives a number that was never given before, and is higher than that of who holds the lock.

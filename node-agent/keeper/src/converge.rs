@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::File,
     io,
     path::PathBuf,
     time::Duration,
@@ -52,12 +51,7 @@ impl Keeper {
         let bound: BTreeSet<&Name> =
             self.pods.values().flat_map(|pod| &pod.add.sidecars).map(|sidecar| &sidecar.name).collect();
         self.hosts.forget_fates(|name| bound.contains(name));
-        if std::mem::take(&mut self.changed)
-            && let Err(error) = self.write()
-        {
-            tracing::error!(%error, "what is held cannot be written down");
-            self.changed = true;
-        }
+        self.write_changes();
     }
 
     fn close_port(&mut self, uid: &PodUid, port: Port) {
@@ -68,7 +62,7 @@ impl Keeper {
     }
 
     fn bind(&mut self, uid: &PodUid, port: Port) {
-        let (pods, held) = (self.pods.len(), self.pods.values().map(Pod::open).sum());
+        let (pods, held) = (self.pods.len(), self.held());
         let Some(pod) = self.pods.get_mut(uid) else { return };
         let before = pod.open();
         if let Some(listeners) = pod.listeners.get(&port) {
@@ -77,18 +71,18 @@ impl Keeper {
         let missing = usize::from(!pod.listeners.contains_key(&port));
         let allowed = self.capacity.allows(self.hosts.listeners_max(), pods, held, missing).map_err(Refusal::Capacity);
         let bound = allowed.and_then(|()| Ok(pod.bind(&self.entrance, port)?));
-        let (opened, name) = (pod.open() > before, pod.add.pod.clone());
+        if pod.open() > before {
+            self.hosts.tell_of(pod);
+        }
         match bound {
             Ok(()) => {}
             // After a restart the host may still have it, and hands it back when it connects.
             Err(Refusal::Bind(error)) if error.error.kind() == io::ErrorKind::AddrInUse && self.hosts.count() == 0 => {}
             Err(error) => {
-                tracing::error!(namespace = name.namespace, pod = name.name, %error, "an endpoint is missing");
+                let (namespace, name) = (&pod.add.pod.namespace, &pod.add.pod.name);
+                tracing::error!(namespace, pod = name, %error, "an endpoint is missing");
                 self.tell_failure(uid, &error.to_string());
             }
-        }
-        if opened && let Some(pod) = self.pods.get(uid) {
-            self.tell_of(pod);
         }
     }
 
@@ -98,7 +92,7 @@ impl Keeper {
             let Some(desired) = self.desired.get(&uid) else { continue };
             let (pod, sidecars) = (desired.pod.clone(), desired.sidecars.clone());
             let netns = found.map_err(|_| NetnsError::HostNetwork).and_then(|Found { sandbox, netns }| {
-                let identified = self.entrance.identify(File::open(&netns)?)?;
+                let identified = self.entrance.open(&netns)?;
                 Ok((Add { pod, sandbox, netns, sidecars, wait: Wait::Bound }, identified))
             });
             match netns {

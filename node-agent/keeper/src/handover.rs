@@ -12,12 +12,13 @@ use std::{
     time::Duration,
 };
 
-use pillion_protocol::keeper::{Call, Endpoint, MAX_MESSAGE, Request, Taken, ToHost, ToSuccessor, VERSION};
+use pillion_protocol::keeper::{Call, Endpoint, Taken, ToHost, ToSuccessor};
 use pillion_sockets::link::Link;
 
 use crate::{
     host::{Origin, Reconnected},
     keeper::Keeper,
+    socket,
 };
 
 /// How long each side may be silent.
@@ -37,17 +38,13 @@ pub struct Handed {
     pub lock: File,
 }
 
-/// Asks the keeper at `socket` for everything.
+/// Asks the keeper at `path` for everything.
 ///
 /// # Errors
 ///
 /// It refuses, or goes away.
-pub fn ask(socket: &Path, generation: u64) -> io::Result<Handed> {
-    let stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(SILENCE))?;
-    stream.set_write_timeout(Some(SILENCE))?;
-    let mut link = Link::bounded(stream, MAX_MESSAGE);
-    link.send(&Request { version: VERSION, call: Call::Handover { generation } }, &[])?;
+pub fn ask(path: &Path, generation: u64) -> io::Result<Handed> {
+    let mut link = socket::ask(path, Call::Handover { generation }, SILENCE)?;
     let (mut endpoints, mut hosts) = (Vec::new(), Vec::new());
     loop {
         let incoming = link.receive::<ToSuccessor>()?;

@@ -1,8 +1,6 @@
 //! What hosts say, and what another keeper had.
 
 use std::{
-    collections::BTreeMap,
-    fs::File,
     io,
     os::fd::OwnedFd,
     path::PathBuf,
@@ -10,13 +8,12 @@ use std::{
 };
 
 use pillion_protocol::{
-    annotation::{Port, Sidecar, Sidecars},
+    annotation::{Sidecar, Sidecars},
     keeper::{Add, Endpoint, FromHost, ToHost, VERSION, Wait},
-    name::Name,
-    pod::{Pod as PodName, PodUid},
+    pod::Pod as PodName,
 };
 
-use crate::{host::HostId, keeper::Keeper, pod::Pod};
+use crate::{host::HostId, keeper::Keeper, netns::NetnsError, pod::Pod};
 
 /// The most pods that can be desired.
 const DESIRED: usize = 10_000;
@@ -58,8 +55,13 @@ impl Keeper {
             FromHost::Complete => {
                 self.compare();
                 let Some(handed_back) = self.hosts.introduce(id) else { return };
-                for endpoint in self.pods.values().flat_map(Pod::endpoints) {
-                    self.tell_endpoint(&endpoint, id, &handed_back);
+                for (endpoint, listeners) in self.pods.values().flat_map(Pod::bound) {
+                    let known = handed_back.get(&(endpoint.pod.uid.clone(), endpoint.port));
+                    let is_known =
+                        known.is_some_and(|(name, many)| (name, *many) == (&endpoint.name, listeners.open()));
+                    if !is_known {
+                        self.hosts.tell_one(id, &ToHost::Bind(endpoint), &listeners.descriptors());
+                    }
                 }
                 self.hosts.tell_one(id, &ToHost::Complete, &[]);
             }
@@ -68,6 +70,7 @@ impl Keeper {
             FromHost::Ended(uid) => {
                 self.desired.remove(&uid);
                 self.forget(&uid, "the pod has ended");
+                self.write_changes();
             }
         }
     }
@@ -79,9 +82,7 @@ impl Keeper {
         {
             pod.add.sidecars = sidecars.clone();
             self.changed = true;
-            if let Some(pod) = self.pods.get(&uid) {
-                self.tell_of(pod);
-            }
+            self.hosts.tell_of(pod);
         }
         if self.desired.len() >= DESIRED && !self.desired.contains_key(&uid) {
             tracing::error!(desired = DESIRED, "a host names more pods than a node can have");
@@ -106,18 +107,6 @@ impl Keeper {
         }
     }
 
-    /// Tells a host of an endpoint, unless that is what it has handed back.
-    fn tell_endpoint(&self, endpoint: &Endpoint, to: HostId, known: &BTreeMap<(PodUid, Port), (Name, usize)>) {
-        let pod = self.pods.get(&endpoint.pod.uid);
-        let Some(listeners) = pod.and_then(|pod| pod.listeners.get(&endpoint.port)) else { return };
-        let is_known = known
-            .get(&(endpoint.pod.uid.clone(), endpoint.port))
-            .is_some_and(|(name, many)| *name == endpoint.name && *many == listeners.open());
-        if !is_known {
-            self.hosts.tell_one(to, &ToHost::Bind(endpoint.clone()), &listeners.descriptors());
-        }
-    }
-
     /// Takes listeners that the host or another keeper had, if they are what they should be. A pod that is not known yet, because
     /// the state file was lost, is known then.
     pub fn take_back(&mut self, endpoint: &Endpoint, descriptors: Vec<OwnedFd>) -> Taken {
@@ -128,18 +117,14 @@ impl Keeper {
         }
         let sidecar = Sidecar { name, port };
         if !self.pods.contains_key(&uid) {
-            let found = match File::open(&netns) {
-                Ok(file) => self.entrance.identify(file),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Taken::Gone,
-                Err(error) => Err(error.into()),
-            };
-            let found = match found {
+            let found = match self.entrance.open(&netns) {
                 Ok(found) if found.id.cookie == netns_cookie => found,
                 Ok(_) => return Taken::Gone,
+                Err(NetnsError::Io(error)) if error.kind() == io::ErrorKind::NotFound => return Taken::Gone,
                 Err(error) => return Taken::Unseen(format!("{}: {error}", netns.display())),
             };
-            let held = self.pods.values().map(Pod::open).sum();
-            if let Err(full) = self.capacity.allows(self.hosts.listeners_max(), self.pods.len() + 1, held, 1) {
+            let (pods, held) = (self.pods.len() + 1, self.held());
+            if let Err(full) = self.capacity.allows(self.hosts.listeners_max(), pods, held, 1) {
                 return Taken::Unseen(full.to_string());
             }
             let add = Add { pod, sandbox, netns, sidecars: sidecar.clone().into(), wait: Wait::Bound };

@@ -23,7 +23,7 @@ use pillion_protocol::{
 };
 use pillion_sockets::link::Link;
 
-use crate::{keeper::Input, socket};
+use crate::{keeper::Input, pod::Pod, socket};
 
 /// How long the host may read nothing.
 const STALL: Duration = Duration::from_secs(5);
@@ -236,6 +236,13 @@ impl Hosts {
     pub fn tell(&self, message: &ToHost, descriptors: &[BorrowedFd<'_>]) {
         for host in self.0.values().filter(|host| host.introduced) {
             host.tell(message, descriptors);
+        }
+    }
+
+    /// Tells every host that has introduced itself of what a pod has.
+    pub fn tell_of(&self, pod: &Pod) {
+        for (endpoint, listeners) in pod.bound() {
+            self.tell(&ToHost::Bind(endpoint), &listeners.descriptors());
         }
     }
 

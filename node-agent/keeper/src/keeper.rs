@@ -10,7 +10,7 @@ use std::{
 };
 
 use pillion_protocol::{
-    annotation::{Port, Sidecars},
+    annotation::Port,
     keeper::{Add, Answer, Call, FromHost, Status, ToHost, Wait},
     pod::{PodUid, SandboxId},
 };
@@ -174,14 +174,13 @@ impl Keeper {
         let done = |answer| Outcome { answer, pending: None };
         match call {
             Call::Add(add) => {
-                let (uid, wait, sidecars) = (add.pod.uid.clone(), add.wait, add.sidecars.clone());
-                let (name, namespace, sandbox) =
-                    (add.pod.name.clone(), add.pod.namespace.clone(), add.sandbox.to_string());
-                if let Err(error) = self.add(add, netns, again) {
-                    tracing::error!(namespace, pod = name, sandbox, %error, "a pod's endpoints cannot be bound");
+                if let Err(error) = self.add(add.clone(), netns, again) {
+                    let Add { pod, sandbox, .. } = add;
+                    let (namespace, pod) = (pod.namespace, pod.name);
+                    tracing::error!(namespace, pod, %sandbox, %error, "a pod's endpoints cannot be bound");
                     return done(Answer::Refused(error.to_string()));
                 }
-                Outcome { answer: Answer::Done, pending: self.pending(&uid, wait, &sidecars) }
+                Outcome { answer: Answer::Done, pending: self.pending(&add) }
             }
             Call::Del { sandbox } => {
                 self.del(&sandbox);
@@ -193,14 +192,13 @@ impl Keeper {
         }
     }
 
-    fn pending(&self, uid: &PodUid, wait: Wait, sidecars: &Sidecars) -> Option<Pending> {
-        let unready = || self.hosts.unready(sidecars).map(Pending::Components);
-        if wait == Wait::Ready
-            && let Some(pending) = unready()
+    fn pending(&self, add: &Add) -> Option<Pending> {
+        if add.wait == Wait::Ready
+            && let Some(why) = self.hosts.unready(&add.sidecars)
         {
-            return Some(pending);
+            return Some(Pending::Components(why));
         }
-        let whole = self.pods.get(uid).is_none_or(|pod| pod.is_whole(&self.entrance));
+        let whole = self.pods.get(&add.pod.uid).is_none_or(|pod| pod.is_whole(&self.entrance));
         (!whole).then_some(Pending::Loopback)
     }
 
@@ -208,11 +206,16 @@ impl Keeper {
         Status {
             generation: self.claim.generation,
             pods: self.pods.len(),
-            listeners: self.pods.values().map(Pod::open).sum(),
+            listeners: self.held(),
             listeners_max: self.capacity.listeners_max(self.hosts.listeners_max(), self.pods.len()),
             hosts: self.hosts.introduced(),
             ready: self.hosts.has_own(),
         }
+    }
+
+    /// How many listeners are held.
+    pub(crate) fn held(&self) -> usize {
+        self.pods.values().map(Pod::open).sum()
     }
 
     /// Binds a pod's endpoints, all or none.
@@ -250,7 +253,7 @@ impl Keeper {
             desired.sidecars = pod.add.sidecars.clone();
         }
         if !nothing_new {
-            self.tell_of(&pod);
+            self.hosts.tell_of(&pod);
             pod.log("bound");
         }
         self.pods.insert(uid, pod);
@@ -263,7 +266,7 @@ impl Keeper {
     fn bind_all(&self, pod: &mut Pod) -> Result<(), Refusal> {
         let ports: Vec<Port> = pod.add.sidecars.iter().map(|sidecar| sidecar.port).collect();
         let missing = ports.iter().filter(|port| !pod.listeners.contains_key(port)).count();
-        let held = self.pods.values().map(Pod::open).sum::<usize>() + pod.open();
+        let held = self.held() + pod.open();
         self.capacity.allows(self.hosts.listeners_max(), self.pods.len() + 1, held, missing)?;
         ports.into_iter().try_for_each(|port| Ok(pod.bind(&self.entrance, port)?))
     }
@@ -274,17 +277,16 @@ impl Keeper {
         let uid = self.pods.iter().find(|(_, pod)| pod.add.sandbox == *sandbox).map(|(uid, _)| uid.clone());
         if let Some(uid) = uid {
             self.forget(&uid, "its sandbox ends");
+            self.write_changes();
         }
     }
 
+    /// Closes what a pod has. That is to be [written](Self::write_changes).
     pub(crate) fn forget(&mut self, uid: &PodUid, why: &str) {
         let Some(pod) = self.pods.remove(uid) else { return };
         pod.log(&format!("unbound: {why}"));
         self.close(&pod);
-        if let Err(error) = self.write() {
-            // What it names too much is found to be gone at the next start.
-            tracing::error!(%error, "what is held cannot be written down");
-        }
+        self.changed = true;
     }
 
     /// Tells the hosts to close what a pod has; this side's descriptors close with the pod.
@@ -294,28 +296,30 @@ impl Keeper {
         }
     }
 
-    pub(crate) fn write(&self) -> Result<(), StateError> {
+    fn write(&self) -> Result<(), StateError> {
         self.state.write(self.pods.values().map(|pod| Kept { add: pod.add.clone(), netns: pod.netns.id }).collect())
+    }
+
+    /// Writes down what has changed. What cannot be written is tried again at the next comparison; what the file names too much is
+    /// found to be gone at the next start.
+    pub(crate) fn write_changes(&mut self) {
+        if self.changed {
+            match self.write() {
+                Ok(()) => self.changed = false,
+                Err(error) => tracing::error!(%error, "what is held cannot be written down"),
+            }
+        }
     }
 
     /// Takes up a pod that was held before this process began.
     fn find_again(&mut self, kept: Kept) {
         let Kept { add, netns } = kept;
-        let found = File::open(&add.netns).map_err(NetnsError::Io).and_then(|file| self.entrance.identify(file));
+        let found = self.entrance.open(&add.netns);
         let (namespace, name) = (&add.pod.namespace, &add.pod.name);
         match found {
             Ok(found) if found.id == netns => _ = self.pods.insert(add.pod.uid.clone(), Pod::new(add, found)),
             Ok(_) => tracing::warn!(namespace, pod = name, "dropped: its network namespace is another one now"),
             Err(error) => tracing::warn!(namespace, pod = name, %error, "dropped: its network namespace is gone"),
-        }
-    }
-
-    /// Tells the hosts of what a pod has.
-    pub(crate) fn tell_of(&self, pod: &Pod) {
-        for endpoint in pod.endpoints() {
-            if let Some(listeners) = pod.listeners.get(&endpoint.port) {
-                self.hosts.tell(&ToHost::Bind(endpoint), &listeners.descriptors());
-            }
         }
     }
 }

@@ -101,6 +101,15 @@ impl Entrance {
         result.recv().map_err(|_| gone(()))
     }
 
+    /// Opens the namespace at `path` and finds out who it is.
+    ///
+    /// # Errors
+    ///
+    /// See [`NetnsError`].
+    pub fn open(&self, path: &Path) -> Result<Netns, NetnsError> {
+        self.identify(File::open(path)?)
+    }
+
     /// Finds out who the namespace behind a descriptor is.
     ///
     /// # Errors

@@ -117,6 +117,12 @@ impl Pod {
         self.listeners.values().all(|listeners| listeners.is_whole(ipv6))
     }
 
+    /// Its endpoints that have listeners, with them.
+    pub fn bound(&self) -> impl Iterator<Item = (Endpoint, &Listeners)> {
+        self.endpoints()
+            .filter_map(|endpoint| self.listeners.get(&endpoint.port).map(|listeners| (endpoint, listeners)))
+    }
+
     /// Its endpoints, those without a listener included.
     pub fn endpoints(&self) -> impl Iterator<Item = Endpoint> {
         self.add.sidecars.iter().map(|Sidecar { name, port }| Endpoint {
@@ -163,9 +169,7 @@ impl Listeners {
     /// Makes a listener listen again that whoever holds a copy has shut down; it keeps its port, and the host its copy.
     pub fn listen_again(&self) {
         for listener in self.descriptors() {
-            if !listen::listens(listener).unwrap_or(true)
-                && let Err(error) = listen::again(listener)
-            {
+            if let Err(error) = listen::revive(listener) {
                 tracing::error!(%error, "a listener that was shut down cannot listen again");
             }
         }

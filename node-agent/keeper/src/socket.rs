@@ -15,6 +15,8 @@ use std::{
     time::Duration,
 };
 
+use pillion_protocol::keeper::{Call, MAX_MESSAGE, Request, VERSION};
+use pillion_sockets::link::Link;
 use rustix::process::Uid;
 
 /// How long to wait when no client can be taken in, for example without a descriptor left.
@@ -42,6 +44,20 @@ pub fn open(path: &Path, mode: u32) -> io::Result<UnixListener> {
     fs::set_permissions(&new, Permissions::from_mode(mode))?;
     fs::rename(&new, path)?;
     Ok(listener)
+}
+
+/// Asks the keeper that listens at `path`; each side may be silent for so long. The answer is to be read from the link.
+///
+/// # Errors
+///
+/// Nobody listens there.
+pub fn ask(path: &Path, call: Call, silence: Duration) -> io::Result<Link> {
+    let stream = UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(silence))?;
+    stream.set_write_timeout(Some(silence))?;
+    let link = Link::bounded(stream, MAX_MESSAGE);
+    link.send(&Request { version: VERSION, call }, &[])?;
+    Ok(link)
 }
 
 /// Hands each client that root, this user, or `also` has started to `serve`, until the listener is [closed](close).

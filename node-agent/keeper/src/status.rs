@@ -1,15 +1,15 @@
 //! `pillion-keeper status`: whether this instance is the keeper, for people and for a readiness probe.
 
 use std::{
-    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use pillion_protocol::keeper::{Answer, Call, MAX_MESSAGE, Request, Status, VERSION};
-use pillion_sockets::link::Link;
+use pillion_protocol::keeper::{Answer, Call, Status};
+
+use crate::{claim, socket};
 
 /// How long the keeper may take to answer.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -57,24 +57,17 @@ impl Command {
             }
         }
         if let Some(folder) = &self.instance {
-            let kept = folder.join("generation");
-            let own = std::fs::read_to_string(&kept).with_context(|| kept.display().to_string())?;
-            if own.trim().parse() != Ok(status.generation) {
-                bail!("the keeper has generation {}, this one {}: it is not the keeper", status.generation, own.trim());
-            }
+            let own = claim::generation_of(folder).with_context(|| folder.display().to_string())?;
+            let of_keeper = status.generation;
+            ensure!(own == of_keeper, "the keeper has generation {of_keeper}, this one {own}: it is not the keeper");
             ensure!(status.ready, "no host of this pod is connected yet");
         }
         Ok(ExitCode::SUCCESS)
     }
 }
 
-fn ask(socket: &Path) -> Result<Status> {
-    let stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(ANSWER))?;
-    stream.set_write_timeout(Some(ANSWER))?;
-    let mut link = Link::bounded(stream, MAX_MESSAGE);
-    link.send(&Request { version: VERSION, call: Call::Status }, &[])?;
-    match link.receive()?.message {
+fn ask(path: &Path) -> Result<Status> {
+    match socket::ask(path, Call::Status, ANSWER)?.receive()?.message {
         Answer::Status(status) => Ok(status),
         Answer::Refused(why) => bail!(why),
         Answer::Done => bail!("its answer is none"),

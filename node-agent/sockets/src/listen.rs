@@ -37,11 +37,30 @@ pub fn open(address: IpAddr, port: u16) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// How many descriptors this process may have.
+pub fn descriptor_limit() -> u64 {
+    use rustix::process::{Resource, getrlimit};
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
 /// Raises the soft limit on descriptors to the hard one, for this process and those that it starts: every listener is one.
 pub fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}
+
+/// Makes a listener listen again if somebody who holds a copy has shut it down; gives whether that was so. It keeps its port.
+///
+/// # Errors
+///
+/// It is no socket; or what the kernel says, for example that another socket listens there by now.
+pub fn revive(socket: impl AsFd) -> io::Result<bool> {
+    let deaf = !listens(&socket)?;
+    if deaf {
+        listen(&socket, BACKLOG)?;
+    }
+    Ok(deaf)
 }
 
 /// Why a descriptor is not the listener that it should be.
@@ -97,15 +116,6 @@ pub fn listens(socket: impl AsFd) -> io::Result<bool> {
     Ok(sockopt::socket_acceptconn(socket)?)
 }
 
-/// Makes a listener that was shut down listen again, at the port that it still has.
-///
-/// # Errors
-///
-/// What the kernel says, for example that another socket listens there by now.
-pub fn again(socket: impl AsFd) -> io::Result<()> {
-    Ok(listen(socket, BACKLOG)?)
-}
-
 /// Whether an error of [`open`] for `::1` says that there is no IPv6 (now): none in the kernel, none in the namespace, or a `lo`
 /// that is still down.
 pub fn is_no_ipv6(error: &io::Error) -> bool {
@@ -132,7 +142,8 @@ mod tests {
         assert!(error.to_string().contains(&format!("127.0.0.1:{port}")), "{error}");
         rustix::net::shutdown(&free, rustix::net::Shutdown::Read).unwrap();
         assert!(matches!(check(&free, port, cookie), Err(Wrong::Deaf)), "whoever holds a copy can shut it down");
-        again(&free).unwrap();
+        assert!(revive(&free).unwrap());
+        assert!(!revive(&free).unwrap(), "it listens");
         check(&free, port, cookie).unwrap();
         let elsewhere = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
         let port = elsewhere.local_addr().unwrap().port();

@@ -180,12 +180,7 @@ pub struct Endpoint {
 /// Makes a listener listen again that somebody has shut down, who holds a copy of it. The runtime takes one that was for closed for
 /// ever, so it is given to it anew.
 fn listening(listener: TcpListener) -> io::Result<TcpListener> {
-    if listen::listens(&listener)? {
-        return Ok(listener);
-    }
-    let listener = listener.into_std()?;
-    listen::again(&listener)?;
-    TcpListener::from_std(listener)
+    if listen::revive(&listener)? { TcpListener::from_std(listener.into_std()?) } else { Ok(listener) }
 }
 
 impl Endpoint {

@@ -81,8 +81,7 @@ impl Capacity {
     /// What this process can hold. Where the kernel does not tell, its own defaults are assumed.
     pub fn of_this_process() -> Self {
         let maps = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok().and_then(|n| n.trim().parse().ok());
-        let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-        Self::new(maps.unwrap_or(65_530), files.unwrap_or(u64::MAX))
+        Self::new(maps.unwrap_or(65_530), pillion_sockets::listen::descriptor_limit())
     }
 }
 

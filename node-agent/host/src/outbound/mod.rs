@@ -39,8 +39,7 @@ const CALLS_EACH: usize = 16;
 
 /// Calls that all instances may have at once: each holds a descriptor.
 static CALLS: LazyLock<Semaphore> = LazyLock::new(|| {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    Semaphore::new(usize::try_from(calls(limit.unwrap_or(u64::MAX))).unwrap_or(usize::MAX))
+    Semaphore::new(usize::try_from(calls(pillion_sockets::listen::descriptor_limit())).unwrap_or(usize::MAX))
 });
 
 /// How many calls a process of so many descriptors may have at once: an eighth of them, 1,024 at most.

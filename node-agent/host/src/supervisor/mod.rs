@@ -258,10 +258,10 @@ impl Supervisor {
 
     /// Makes listeners listen again that whoever holds a copy has shut down; the worker's copies do, too, then.
     fn listen_again(&self) {
-        let listeners = self.desired.bindings.values().flat_map(|bound| &bound.listeners);
-        for listener in listeners.filter(|listener| !listen::listens(listener).unwrap_or(true)) {
-            match listen::again(listener) {
-                Ok(()) => tracing::warn!("a listener was shut down by somebody, and listens again"),
+        for listener in self.desired.bindings.values().flat_map(|bound| &bound.listeners) {
+            match listen::revive(listener) {
+                Ok(false) => {}
+                Ok(true) => tracing::warn!("a listener was shut down by somebody, and listens again"),
                 Err(error) => tracing::error!(%error, "a listener that was shut down cannot listen again"),
             }
         }
@@ -389,15 +389,15 @@ impl Supervisor {
         let deaths = self.culprits.entry(culprit).or_default();
         *deaths += 1;
         let (deaths, quarantined) = (*deaths, *deaths >= QUARANTINE);
-        let running = |component: &&Component| component.served == Some(culprit);
-        let names = self.desired.components.iter().filter(|(_, component)| running(component)).map(|(name, _)| name);
-        let components = names.map(Name::as_str).collect::<Vec<_>>().join(", ");
-        tracing::error!(components, %culprit, deaths, quarantined, "the worker died while it ran this component");
-        if quarantined {
-            self.desired.components.values_mut().filter(|component| running(&&**component)).for_each(|component| {
-                component.served = None;
-            });
+        let mut names = Vec::new();
+        for (name, component) in &mut self.desired.components {
+            if component.served == Some(culprit) {
+                names.push(name.as_str());
+                component.served = component.served.filter(|_| !quarantined);
+            }
         }
+        let components = names.join(", ");
+        tracing::error!(components, %culprit, deaths, quarantined, "the worker died while it ran this component");
     }
 
     fn end_worker(&mut self) -> anyhow::Result<()> {

@@ -25,7 +25,10 @@ use std::{
 
 use pillion_confine::Process;
 use pillion_protocol::{annotation::Port, pod::PodUid};
-use pillion_sockets::link::{Incoming, Link};
+use pillion_sockets::{
+    link::{Incoming, Link},
+    listen,
+};
 use tokio::{
     runtime::{Builder, Handle},
     sync::{Semaphore, mpsc, watch},
@@ -114,7 +117,7 @@ impl Worker {
         let scheduler = Scheduler::new(front.clone(), move || ticked.tick())?;
         let (draining, drain) = watch::channel(false);
         let (broken_sender, broken) = mpsc::unbounded_channel();
-        let descriptors = room::descriptors();
+        let descriptors = listen::descriptor_limit();
         let Room { listeners, connections, spare } = Room::new(descriptors, u64::from(capacity.loaded), memory);
         tracing::info!(
             store = %settings.store.display(), cores = cores(), memory, descriptors, listeners, connections,

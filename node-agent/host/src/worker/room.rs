@@ -1,5 +1,7 @@
 //! How a worker's descriptors are shared between listeners, connections and everything else.
 
+use pillion_sockets::listen;
+
 use crate::{engine::settings::Capacity, outbound};
 
 /// Descriptors that neither listeners nor connections take, beside those of loaded components and calls out: for files and the
@@ -34,15 +36,10 @@ impl Room {
     }
 }
 
-/// This process's limit on descriptors.
-pub fn descriptors() -> u64 {
-    rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(1 << 20)
-}
-
 /// The most listeners that a worker with this process's limits takes.
 pub fn listeners_max() -> usize {
     let loaded = u64::from(Capacity::of_this_process().loaded);
-    usize::try_from(Room::new(descriptors(), loaded, u64::MAX).listeners).unwrap_or(usize::MAX)
+    usize::try_from(Room::new(listen::descriptor_limit(), loaded, u64::MAX).listeners).unwrap_or(usize::MAX)
 }
 
 #[cfg(test)]

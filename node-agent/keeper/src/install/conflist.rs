@@ -6,6 +6,7 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
+use pillion_protocol::cni::VERSIONS;
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, Value};
 
@@ -18,9 +19,6 @@ const DERIVED: &str = ".00-pillion.conflist";
 
 /// The key that names the source of a derived file.
 const FROM: &str = "pillion.dev/from";
-
-/// Versions that the plugin speaks, as in its `output.rs`: with another one it would fail every pod.
-const SPOKEN: [&str; 5] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
 /// Versions that a list of versions may name as well: no runtime chooses one of them if it can have a higher one.
 const OLD: [&str; 3] = ["0.1.0", "0.2.0", ""];
@@ -273,10 +271,10 @@ fn check(text: &str) -> Result<(), Trouble> {
     let Some(version) = config.version else {
         return Err(Trouble::Refused("it has no \"cniVersion\"".into()));
     };
-    let spoken = SPOKEN.contains(&version.as_str());
-    let odd = config.versions.iter().find(|version| !SPOKEN.iter().chain(&OLD).any(|known| known == version));
+    let spoken = VERSIONS.contains(&version.as_str());
+    let odd = config.versions.iter().find(|version| !VERSIONS.iter().chain(&OLD).any(|known| known == version));
     if let Some(version) = if spoken { odd } else { Some(&version) } {
-        let spoken = SPOKEN.join(", ");
+        let spoken = VERSIONS.join(", ");
         return Err(Trouble::Refused(format!("its CNI version is {version:?}: {TYPE} speaks {spoken}")));
     }
     let all = plugins(text)?;
@@ -466,8 +464,11 @@ mod tests {
     }
 
     #[test]
-    fn the_plugin_speaks_these_versions() {
-        let plugin = include_str!("../../../cni/src/output.rs");
-        assert!(plugin.contains(&format!("SUPPORTED: [&str; {}] = {SPOKEN:?}", SPOKEN.len())));
+    fn every_version_that_the_plugin_speaks_gets_the_entry() {
+        for version in VERSIONS {
+            let text = format!(r#"{{"cniVersion":"{version}","name":"n","plugins":[{{"type":"bridge"}}]}}"#);
+            let goal = plan(&[found("10-x.conflist", &text)], &entry()).goal;
+            assert!(matches!(goal, Goal::Entry { write: Some(_), .. }), "{version}: {goal:?}");
+        }
     }
 }
