@@ -8,6 +8,7 @@ use crate::{
     hosts::AllowedHost,
     name::Name,
     quantity::{ByteSize, Span},
+    reference::{Reference, ReferenceError},
 };
 
 /// The API group and version of both resources.
@@ -91,14 +92,16 @@ pub struct Variable {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Image {
-    /// A file: begins with `./`, `../` or `/`. For `pillion run` only.
+    /// An artifact in a registry.
+    Reference(Reference),
+    /// A file: begins with `./`, `../` or `/`. For `pillion run` and `pillion host` only.
     Path(String),
 }
 
 /// A text that is no [`Image`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no image: expected a path that begins with ./, ../ or /")]
-pub struct ImageError(String);
+#[error("{0}, or a path that begins with ./, ../ or /")]
+pub struct ImageError(#[from] ReferenceError);
 
 /// How many requests an instance serves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -300,16 +303,16 @@ impl TryFrom<String> for Image {
 
     fn try_from(text: String) -> Result<Self, ImageError> {
         if ["./", "../", "/"].iter().any(|start| text.starts_with(start)) {
-            Ok(Self::Path(text))
-        } else {
-            Err(ImageError(crate::name::shown(&text)))
+            return Ok(Self::Path(text));
         }
+        Ok(Self::Reference(text.parse()?))
     }
 }
 
 impl From<Image> for String {
     fn from(image: Image) -> Self {
         match image {
+            Image::Reference(reference) => reference.into(),
             Image::Path(path) => path,
         }
     }
@@ -318,6 +321,7 @@ impl From<Image> for String {
 impl fmt::Display for Image {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Reference(reference) => reference.fmt(f),
             Self::Path(path) => f.write_str(path),
         }
     }
@@ -346,7 +350,7 @@ mod tests {
     #[test]
     fn a_whole_resource_survives_being_written_and_read() {
         let text = json!({
-            "image": "../x.wasm",
+            "image": "registry.example/acme/x:1.0",
             "env": [{"name": "A", "value": "b"}],
             "config": [{"name": "theme", "value": "dark"}],
             "limits": {"memory": "64Mi", "cpuTime": "50ms", "totalTimeout": "1m", "concurrency": 7, "queue": 0},
@@ -361,7 +365,8 @@ mod tests {
     fn every_error_names_what_is_wrong_and_what_is_allowed() {
         let table = [
             (json!({}), "missing field `image`"),
-            (json!({"image": "clock.wasm"}), "\"clock.wasm\" is no image"),
+            (json!({"image": "clock.wasm"}), "\"clock.wasm\" is no image reference"),
+            (json!({"image": "r.example/a:1:2"}), "\"a:1\" is no part of a repository"),
             (json!({"image": "./a", "memory": "1Gi"}), "unknown field `memory`"),
             (json!({"image": "./a", "limits": {"memroy": "1Gi"}}), "unknown field `memroy`"),
             (json!({"image": "./a", "limits": {"memory": "1"}}), "1 is out of range: allowed are 1Mi to 4Gi"),

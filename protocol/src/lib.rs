@@ -14,6 +14,7 @@
 //! | [`name`] | names of components and bindings |
 //! | [`pod`] | pods and their sandboxes |
 //! | [`quantity`] | sizes and durations as people write them |
+//! | [`reference`] | references to artifacts in registries |
 
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
@@ -27,3 +28,4 @@ pub mod keeper;
 pub mod name;
 pub mod pod;
 pub mod quantity;
+pub mod reference;
