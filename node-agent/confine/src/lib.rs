@@ -30,6 +30,8 @@ pub enum Process {
     Supervisor,
     /// Runs guests.
     Worker,
+    /// Pulls one artifact from a registry.
+    Puller,
     /// Puts the CNI plugin on the node, or takes it away.
     Installer,
     /// Compiles one component, on one thread, from a descriptor to another.
@@ -59,7 +61,7 @@ impl Process {
         match self {
             Self::Keeper => CapabilitySet::SYS_ADMIN | CapabilitySet::SYS_PTRACE,
             Self::Installer => CapabilitySet::DAC_OVERRIDE,
-            Self::Supervisor | Self::Worker | Self::Compiler => CapabilitySet::empty(),
+            Self::Supervisor | Self::Worker | Self::Puller | Self::Compiler => CapabilitySet::empty(),
         }
     }
 
@@ -69,6 +71,7 @@ impl Process {
             Self::Keeper => vec![BASE, THREADS, FILES, POLLING, SOCKETS, NAMESPACES],
             Self::Supervisor => vec![BASE, THREADS, FILES, POLLING, SOCKETS, SCHEDULING, WATCHING, SPAWNING],
             Self::Worker => vec![BASE, THREADS, FILES, POLLING, SOCKETS, SCHEDULING],
+            Self::Puller => vec![BASE, THREADS, FILES, POLLING, SOCKETS],
             Self::Installer => vec![BASE, THREADS, FILES, POLLING, SOCKETS, WATCHING],
             Self::Compiler => vec![BASE],
         }
@@ -99,13 +102,13 @@ impl Process {
             let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
             rules.insert(libc::SYS_clone, vec![first_is(SeccompCmpOp::MaskedEq(thread), thread)?]);
         }
-        if matches!(self, Self::Worker | Self::Compiler) {
+        if matches!(self, Self::Worker | Self::Puller | Self::Compiler) {
             // The supervisor is the same user, and may do more: it is neither signalled nor limited by them.
             let own = u64::from(std::process::id());
             rules.insert(libc::SYS_tgkill, vec![first_is(SeccompCmpOp::Eq, own)?]);
             rules.insert(libc::SYS_prlimit64, vec![first_is(SeccompCmpOp::Eq, 0)?]);
         }
-        if self == Self::Worker {
+        if matches!(self, Self::Worker | Self::Puller) {
             // No Unix socket: who connects to the keeper's is known by the user alone.
             let families = [libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
             let families = families.map(|family| first_is(SeccompCmpOp::Eq, u64::from(family.unsigned_abs())));
@@ -176,6 +179,18 @@ mod tests {
             TcpListener::bind("127.0.0.1:0").unwrap();
             assert!(std::os::unix::net::UnixListener::bind("/tmp/no.sock").is_err());
             assert_eq!(thread::spawn(|| 7).join().unwrap(), 7, "threads are started");
+        });
+    }
+
+    #[test]
+    fn a_puller_connects_and_starts_nothing() {
+        confined(Process::Puller, || {
+            assert!(enter_own_namespace().is_err());
+            assert_eq!(capabilities(None).unwrap().permitted, CapabilitySet::empty());
+            assert!(Command::new("/bin/true").spawn().is_err());
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            assert!(std::os::unix::net::UnixListener::bind("/tmp/no.sock").is_err());
         });
     }
 
