@@ -1,8 +1,9 @@
 //! The host: the part of Pillion that runs every guest of a node.
 //!
-//! One program, `pillion`, is three processes. The [`supervisor`] holds the listeners and starts the other two; the [`worker`]
-//! runs guests; the [`compiler`] is a short-lived child that turns one component into native code. `pillion run` on a laptop and
-//! the DaemonSet's container are the same code: only where listeners and components come from differs.
+//! One program, `pillion`, is four processes. The [`supervisor`] holds the listeners and starts the others; the [`worker`]
+//! runs guests; the [`compiler`] is a short-lived child that turns one component into native code, the puller of [`registry`]
+//! another one that brings an artifact into the store. `pillion run` on a laptop and the DaemonSet's container are the same code:
+//! only where listeners and components come from differs.
 //!
 //! | room | holds |
 //! |---|---|
@@ -14,7 +15,10 @@
 //! | [`guest`] | what an instance sees: interfaces, logs, memory limit; how it is called |
 //! | [`idle`] | the timer for silence that bodies and connections share |
 //! | [`outbound`] | where guests may call out to, and the calls |
+//! | [`program`] | other programs, run to their end |
+//! | [`registry`] | from a reference to an artifact in the store |
 //! | [`scheduler`] | admission, budgets, CPU time, which threads a guest runs on |
+//! | [`spin`] | Spin applications: what one says, and which component of it answers |
 //! | [`store`] | artifacts and native code on disk |
 //! | [`supervisor`] | the first process, and the link to its worker |
 //! | [`sys`] | the only `unsafe` |
@@ -30,7 +34,10 @@ pub mod engine;
 pub mod guest;
 pub mod idle;
 pub mod outbound;
+pub mod program;
+pub mod registry;
 pub mod scheduler;
+pub mod spin;
 pub mod store;
 pub mod supervisor;
 pub mod sys;

@@ -1,4 +1,4 @@
-//! Components from YAML files and folders, and from the short form `FILE.wasm=PORT`.
+//! Components from YAML files and folders, and from the short forms `FILE.wasm=PORT` and `REGISTRY/REPOSITORY:TAG=PORT`.
 
 use std::{
     fs,
@@ -6,9 +6,10 @@ use std::{
 };
 
 use pillion_protocol::{
-    annotation::Port,
+    annotation::{AnnotationError, Port},
     component::{Component, ComponentSpec, Image},
-    name::Name,
+    name::{Name, NameError},
+    reference::{Reference, ReferenceError},
 };
 
 use super::{CatalogError, Components, Entry};
@@ -59,16 +60,31 @@ pub fn insert(components: &mut Components, name: Name, entry: Entry) -> Result<(
 pub fn short(text: &str) -> Result<(Name, Entry, Port), CatalogError> {
     let wrong = |problem: String| CatalogError::Short { text: text.to_owned(), problem };
     let (file, port) = text.rsplit_once('=').ok_or_else(|| wrong("there is no \"=\" in it".into()))?;
-    let port: Port =
-        port.parse().map_err(|error: pillion_protocol::annotation::AnnotationError| wrong(error.to_string()))?;
+    let port = port.parse().map_err(|error: AnnotationError| wrong(error.to_string()))?;
     let path = Path::new(file);
     let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
     // Cargo writes a library's "-" as "_".
     let name = stem.to_ascii_lowercase().replace(['_', '.', ' '], "-");
-    let name: Name = name.parse().map_err(|error: pillion_protocol::name::NameError| wrong(error.to_string()))?;
+    let name: Name = name.parse().map_err(|error: NameError| wrong(error.to_string()))?;
     let source = absolute(Path::new("."), path)?;
     let image = Image::Path(source.to_string_lossy().into_owned());
     Ok((name, Entry { spec: ComponentSpec::new(image), source }, port))
+}
+
+/// Reads the short form `REGISTRY/REPOSITORY:TAG=PORT`: a component with every setting at its default, named like its repository.
+///
+/// # Errors
+///
+/// A text that is not of that form.
+pub fn short_image(text: &str) -> Result<(Name, Entry, Port), CatalogError> {
+    let wrong = |problem: String| CatalogError::ShortImage { text: text.to_owned(), problem };
+    let (reference, port) = text.rsplit_once('=').ok_or_else(|| wrong("there is no \"=\" in it".into()))?;
+    let port = port.parse().map_err(|error: AnnotationError| wrong(error.to_string()))?;
+    let reference: Reference = reference.parse().map_err(|error: ReferenceError| wrong(error.to_string()))?;
+    let last = reference.repository().rsplit('/').next().unwrap_or_default();
+    let name = last.replace(['_', '.'], "-").parse().map_err(|error: NameError| wrong(error.to_string()))?;
+    let source = PathBuf::from(reference.to_string());
+    Ok((name, Entry { spec: ComponentSpec::new(Image::Reference(reference)), source }, port))
 }
 
 fn io(path: &Path) -> impl FnOnce(std::io::Error) -> CatalogError {
@@ -113,8 +129,9 @@ fn read_file(path: &Path) -> Result<Vec<(Name, Entry)>, CatalogError> {
     let folder = path.parent().unwrap_or(Path::new("."));
     let entry = |component: Component| {
         let mut spec = component.spec;
-        let Image::Path(image) = &spec.image;
-        spec.image = Image::Path(absolute(folder, Path::new(image))?.to_string_lossy().into_owned());
+        if let Image::Path(image) = &spec.image {
+            spec.image = Image::Path(absolute(folder, Path::new(image))?.to_string_lossy().into_owned());
+        }
         Ok((component.metadata.name, Entry { spec, source: path.to_owned() }))
     };
     components.into_iter().map(entry).collect()
@@ -148,8 +165,8 @@ mod tests {
         let dir = folder(&[("two.yaml", both), ("c.yml", component("c", "")), ("notes.txt", "no YAML: [".into())]);
         let components = read(&[dir.path().to_owned()]).unwrap();
         assert_eq!(components.keys().map(Name::as_str).collect::<Vec<_>>(), ["a", "b", "c"]);
-        let Image::Path(image) = &components.values().next().unwrap().spec.image;
-        assert_eq!(Path::new(image), dir.path().join("./a.wasm"), "relative to the file that names it");
+        let image = components.values().next().unwrap().spec.image.to_string();
+        assert_eq!(Path::new(&image), dir.path().join("./a.wasm"), "relative to the file that names it");
     }
 
     #[test]
@@ -184,5 +201,12 @@ mod tests {
             let error = short(text).unwrap_err().to_string();
             assert!(error.contains(expected) && error.contains("expected FILE.wasm=PORT"), "{error}");
         }
+    }
+
+    #[test]
+    fn an_artifact_has_a_short_form_too() {
+        let (name, entry, port) = short_image("localhost:5000/acme/my_clock:1.0=8080").unwrap();
+        assert_eq!((name.as_str(), port.get()), ("my-clock", 8080));
+        assert_eq!(entry.spec.image.to_string(), "localhost:5000/acme/my_clock:1.0");
     }
 }

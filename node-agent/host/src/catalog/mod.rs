@@ -59,6 +59,16 @@ pub enum CatalogError {
         /// What is wrong with it.
         problem: String,
     },
+    /// A short form that is not `REGISTRY/REPOSITORY:TAG=PORT`.
+    #[error(
+        "{text:?} is no artifact with a port: expected REGISTRY/REPOSITORY:TAG=PORT, for example \"registry.example/acme/clock:1.0=8080\"; {problem}"
+    )]
+    ShortImage {
+        /// The argument.
+        text: String,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// A name that no component has.
     #[error("there is no component {name:?}: there are {}", names(.known))]
     Unknown {
@@ -78,7 +88,7 @@ pub enum CatalogError {
         second: Name,
     },
     /// Nothing to do.
-    #[error("no component is named: give -f FILE_OR_FOLDER, or FILE.wasm=PORT")]
+    #[error("no component is named: give -f FILE_OR_FOLDER, FILE.wasm=PORT, or --image REFERENCE=PORT")]
     Nothing,
     /// More components than ports.
     #[error("there is no free port from {first} on for the component {name:?}")]
@@ -95,6 +105,7 @@ impl CatalogError {
     pub fn is_usage(&self) -> bool {
         match self {
             Self::Short { .. }
+            | Self::ShortImage { .. }
             | Self::Unknown { .. }
             | Self::PortTwice { .. }
             | Self::Nothing

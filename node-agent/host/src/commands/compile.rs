@@ -42,14 +42,16 @@ struct Compiled<'a> {
 
 fn compile<'a>(library: &Library, file: &'a Path) -> anyhow::Result<Compiled<'a>> {
     let began = Instant::now();
-    let (artifact, found) = library.find(file)?;
+    let artifact = library.add(file)?;
+    let found = library.native(&artifact, false);
     let compiled = found.is_none();
     let native = match found {
         Some(native) => native,
         None => {
             let job = library.job(&artifact)?;
             let facts = child::compile(job.descriptors()?.into()).map_err(anyhow::Error::msg)?;
-            library.finish(&artifact, job, facts)?
+            library.finish(&artifact, job, facts)?;
+            library.native(&artifact, true).context("the native code has gone")?
         }
     };
     let (world, native_bytes) = (native.world, native.size);

@@ -13,7 +13,10 @@ use pillion_protocol::{
 };
 use pillion_sockets::listen;
 
-use super::run::{terminate_on_signals, watched};
+use super::{
+    KeepArgs, RegistryArgs,
+    run::{terminate_on_signals, watched},
+};
 use crate::{
     catalog::{CatalogError, Components, folder, watch},
     store::Store,
@@ -39,6 +42,10 @@ pub(super) struct Host {
     /// Where components and their native code are kept
     #[arg(long, value_name = "DIR", default_value = "/var/lib/pillion/host", env = "PILLION_STORE")]
     store: PathBuf,
+    #[command(flatten)]
+    keep: KeepArgs,
+    #[command(flatten)]
+    registry: RegistryArgs,
     /// Memory for all guests together, for example 2Gi [default: four fifths of what the cgroup allows or the machine has]
     #[arg(long, value_name = "SIZE")]
     memory: Option<ByteSize>,
@@ -70,12 +77,25 @@ impl Host {
         Process::Supervisor.confine()?;
         let components = read(&self.catalog)?;
         Store::open(&self.store)?;
-        let settings = Settings { store: self.store, memory: self.memory, drain_timeout: self.drain_timeout, log };
+        let KeepArgs { store_quota, tag_refresh } = self.keep;
+        let settings = Settings {
+            store: self.store,
+            store_quota,
+            tag_refresh: Some(tag_refresh),
+            memory: self.memory,
+            drain_timeout: self.drain_timeout,
+            log,
+        };
         let files = [self.catalog.clone()];
         let follow = watched(&files, &components);
         let mut names: BTreeSet<Name> = components.keys().cloned().collect();
         let components = components.into_iter().map(|(name, entry)| (name, entry.spec.into())).collect();
-        let supervisor = Supervisor::new(Desired { settings, components, bindings: BTreeMap::new() });
+        let supervisor = Supervisor::new(Desired {
+            settings,
+            registries: self.registry.location(),
+            components,
+            bindings: BTreeMap::new(),
+        });
         terminate_on_signals(supervisor.inputs())?;
         let inputs = supervisor.inputs();
         watch::watch(follow, move || match read(&self.catalog) {

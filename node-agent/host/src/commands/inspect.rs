@@ -1,31 +1,34 @@
 //! `pillion inspect`: what a component is, for people who build components.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{fs::File, io::Read, path::Path, process::ExitCode};
 
 use anyhow::Context;
-use pillion_protocol::{component::Limits, digest::Digest, quantity::ByteSize};
+use pillion_protocol::{component::Limits, digest::Digest, quantity::ByteSize, reference::Reference};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
-use super::Output;
+use super::{Output, RegistryArgs, StoreArgs, pull::pull};
 use crate::{
     compiler::{
         MAX_COMPONENT,
         facts::{Facts, Interfaces, is_offered},
     },
     engine::settings::World,
+    registry::settings::Location,
+    spin::{self, App, Handler},
+    store::{Artifact, Image, Store},
 };
 
-/// Shows what a component exports and imports, and whether it can be served.
+/// Shows what components export and import, and whether they can be served. Artifacts are brought into the store for that.
 #[derive(clap::Args)]
 pub(super) struct Inspect {
-    /// Component files
-    #[arg(required = true, value_name = "FILE")]
-    files: Vec<PathBuf>,
+    /// Component files, and artifacts in registries
+    #[arg(required = true, value_name = "FILE|REGISTRY/REPOSITORY:TAG")]
+    things: Vec<String>,
+    #[command(flatten)]
+    store: StoreArgs,
+    #[command(flatten)]
+    registry: RegistryArgs,
     /// How results are written
     #[arg(short, long, value_enum, default_value_t)]
     output: Output,
@@ -34,7 +37,8 @@ pub(super) struct Inspect {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Seen {
-    file: PathBuf,
+    /// The file, or within an artifact the component.
+    file: String,
     size: u64,
     digest: Digest,
     /// Through which it can be served, if it can.
@@ -46,21 +50,91 @@ struct Seen {
     refused: Option<String>,
 }
 
+/// An artifact.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct SeenImage {
+    image: Reference,
+    digest: Digest,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    application: Option<Application>,
+    components: Vec<Seen>,
+}
+
+/// What a Spin application says.
+#[derive(Serialize)]
+struct Application {
+    name: String,
+    version: Option<String>,
+    routes: Vec<Route>,
+}
+
+#[derive(Serialize)]
+struct Route {
+    /// `None`: no request leads there.
+    route: Option<String>,
+    /// `None`: the answer is fixed.
+    component: Option<String>,
+}
+
+impl Application {
+    fn new(app: &App) -> Self {
+        let route = |route: &spin::Route| Route {
+            route: route.pattern.as_ref().map(|pattern| pattern.as_str().to_owned()),
+            component: match &route.handler {
+                Handler::Component(id) => Some(id.clone()),
+                Handler::Static(_) => None,
+            },
+        };
+        Self { name: app.name.clone(), version: app.version.clone(), routes: app.routes.iter().map(route).collect() }
+    }
+}
+
+impl SeenImage {
+    fn read(image: Reference, store: &Path, registries: &Location) -> anyhow::Result<Self> {
+        let pulled = pull(&image, store, registries)?;
+        let (content, artifacts) = Store::open(store)?.image(pulled.digest).context("it has gone from the store")?;
+        let (ids, application) = match &content {
+            Image::Component(_) => (vec![image.repository().to_owned()], None),
+            Image::App(app) => (app.components.keys().cloned().collect(), Some(Application::new(app))),
+        };
+        let seen = |(id, artifact): (String, Artifact)| Seen::read(id, artifact.open()?);
+        let components = ids.into_iter().zip(artifacts).map(seen).collect::<anyhow::Result<_>>()?;
+        Ok(Self { image, digest: pulled.digest, application, components })
+    }
+
+    fn print(&self) {
+        println!("{}", self.image);
+        println!("  digest   {}", self.digest);
+        if let Some(Application { name, version, routes }) = &self.application {
+            println!("  spin     {name} {}", version.as_deref().unwrap_or_default());
+            for Route { route, component } in routes {
+                let component = component.as_deref().unwrap_or("(a fixed answer)");
+                println!("  route    {} -> {component}", route.as_deref().unwrap_or("(private)"));
+            }
+        }
+        for component in &self.components {
+            component.print();
+        }
+    }
+}
+
 impl Seen {
-    fn read(file: &Path) -> anyhow::Result<Self> {
-        let size = fs::metadata(file).with_context(|| file.display().to_string())?.len();
-        anyhow::ensure!(size <= MAX_COMPONENT, "{}: {size} bytes: at most {MAX_COMPONENT} are allowed", file.display());
-        let wasm = fs::read(file).with_context(|| file.display().to_string())?;
+    fn read(name: String, file: File) -> anyhow::Result<Self> {
+        let size = file.metadata().with_context(|| name.clone())?.len();
+        anyhow::ensure!(size <= MAX_COMPONENT, "{name}: {size} bytes: at most {MAX_COMPONENT} are allowed");
+        let mut wasm = Vec::new();
+        file.take(MAX_COMPONENT).read_to_end(&mut wasm).with_context(|| name.clone())?;
         let digest = Digest::from_sha256(Sha256::digest(&wasm).into());
         let facts = Facts::read(&wasm);
         let world = facts.as_ref().ok().map(|facts| facts.world);
         let refused = facts.and_then(Facts::accept).err().map(|refusal| refusal.to_string());
         let interfaces = Interfaces::read(&wasm).ok();
-        Ok(Self { file: file.to_owned(), size, digest, world, interfaces, refused })
+        Ok(Self { file: name, size, digest, world, interfaces, refused })
     }
 
     fn print(&self) {
-        println!("{}", self.file.display());
+        println!("{}", self.file);
         println!("  size     {} bytes", self.size);
         println!("  digest   {}", self.digest);
         if let Some(world) = self.world {
@@ -88,22 +162,50 @@ impl Seen {
 
 impl Inspect {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        let (store, registries) = (self.store.path()?, self.registry.location());
         let mut good = true;
-        for file in &self.files {
-            let seen = match Seen::read(file) {
-                Ok(seen) => seen,
+        for thing in self.things {
+            // What is no file can only be an artifact.
+            let image = thing.parse().ok().filter(|_| !Path::new(&thing).exists());
+            let seen = match image {
+                Some(image) => SeenImage::read(image, &store, &registries).map(Either::Image),
+                None => {
+                    let file = File::open(&thing).with_context(|| thing.clone());
+                    file.and_then(|file| Seen::read(thing, file)).map(Either::File)
+                }
+            };
+            match seen {
+                Ok(seen) => {
+                    good &= seen.components().iter().all(|component| component.refused.is_none());
+                    match (self.output, &seen) {
+                        (Output::Text, Either::Image(image)) => image.print(),
+                        (Output::Text, Either::File(file)) => file.print(),
+                        (Output::Json, _) => println!("{}", serde_json::to_string(&seen)?),
+                    }
+                }
                 Err(error) => {
                     eprintln!("error: {error:#}");
                     good = false;
-                    continue;
                 }
-            };
-            good &= seen.refused.is_none();
-            match self.output {
-                Output::Text => seen.print(),
-                Output::Json => println!("{}", serde_json::to_string(&seen)?),
             }
         }
         Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+/// One of the two things that can be looked at.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Either {
+    File(Seen),
+    Image(SeenImage),
+}
+
+impl Either {
+    fn components(&self) -> &[Seen] {
+        match self {
+            Self::File(file) => std::slice::from_ref(file),
+            Self::Image(image) => &image.components,
+        }
     }
 }

@@ -3,12 +3,21 @@
 mod compile;
 mod host;
 mod inspect;
+mod listeners;
 mod output;
+mod pull;
+mod push;
 mod run;
 
 use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand, ValueEnum};
+use pillion_protocol::{
+    quantity::{ByteSize, Span},
+    reference::is_registry,
+};
+
+use crate::registry::settings::Location;
 
 /// Sidecars without containers: serves WebAssembly components on localhost.
 #[derive(Parser)]
@@ -28,8 +37,14 @@ enum Command {
     Compile(compile::Compile),
     /// Shows what a component exports and imports, and whether it can be served
     Inspect(inspect::Inspect),
+    /// Brings artifacts from registries into the store
+    Pull(pull::Pull),
+    /// Brings a component into a registry, as a CNCF Wasm artifact
+    Push(push::Push),
     #[command(hide = true)]
     Worker,
+    #[command(hide = true)]
+    Puller,
     #[command(hide = true)]
     Compiler,
 }
@@ -62,6 +77,41 @@ impl StoreArgs {
     }
 }
 
+/// What is kept of registries, where components are served.
+#[derive(Clone, Copy, clap::Args)]
+struct KeepArgs {
+    /// How much the store may hold; what was not used for longest leaves first, nothing that is served
+    #[arg(long, value_name = "SIZE", default_value = "10Gi")]
+    store_quota: ByteSize,
+    /// How often it is looked whether tags in registries lead elsewhere
+    #[arg(long, value_name = "DURATION", default_value = "5m")]
+    tag_refresh: Span,
+}
+
+/// How registries are reached, where several commands need it.
+#[derive(Clone, clap::Args)]
+struct RegistryArgs {
+    /// Settings for registries: credentials, authorities, mirrors; a YAML file, see SPECIFICATION.md §7
+    #[arg(long, value_name = "FILE", env = "PILLION_REGISTRIES")]
+    registries: Option<PathBuf>,
+    /// A registry that speaks HTTP without TLS
+    #[arg(long, value_name = "HOST[:PORT]", value_parser = registry)]
+    plain_http: Vec<String>,
+}
+
+fn registry(text: &str) -> Result<String, String> {
+    match is_registry(text) {
+        true => Ok(text.to_owned()),
+        false => Err("expected HOST or HOST:PORT".into()),
+    }
+}
+
+impl RegistryArgs {
+    fn location(&self) -> Location {
+        Location { file: self.registries.clone(), plain_http: self.plain_http.clone() }
+    }
+}
+
 /// Runs the command line. The exit code is 0 when done, 1 when nothing could be done, 2 when the command line is wrong.
 pub fn main() -> ExitCode {
     let done = match Pillion::parse().command {
@@ -69,7 +119,10 @@ pub fn main() -> ExitCode {
         Command::Host(host) => host.run(),
         Command::Compile(compile) => compile.run(),
         Command::Inspect(inspect) => inspect.run(),
+        Command::Pull(pull) => pull.run(),
+        Command::Push(push) => push.run(),
         Command::Worker => crate::worker::main().map(|()| ExitCode::SUCCESS),
+        Command::Puller => crate::registry::puller::main().map(|()| ExitCode::SUCCESS),
         Command::Compiler => crate::compiler::main().map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error| {

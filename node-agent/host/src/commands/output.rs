@@ -17,6 +17,18 @@ pub(super) fn progress(length: usize) -> ProgressBar {
     bar
 }
 
+/// A bar for so many bytes. It shows itself only on a terminal.
+pub(super) fn bytes() -> ProgressBar {
+    let bar = ProgressBar::new(0);
+    if let Ok(style) =
+        ProgressStyle::with_template("{spinner} {wide_msg} {binary_bytes}/{binary_total_bytes} {elapsed}")
+    {
+        bar.set_style(style);
+    }
+    bar.enable_steady_tick(Duration::from_millis(100));
+    bar
+}
+
 /// A binding's line in the table.
 struct Line {
     url: String,
@@ -43,6 +55,12 @@ impl Told {
             Event::Worker { pid, restarts } => {
                 eprintln!("the worker was started again (pid {pid}, restart {restarts})")
             }
+            Event::Pulling { component, image } => {
+                if let Some(bar) = &self.bar {
+                    bar.set_message(format!("pulling {image} for {component}"));
+                }
+            }
+            Event::Pulled { .. } => {}
             Event::Compiling { component, .. } => {
                 if let Some(bar) = &self.bar {
                     bar.set_message(format!("compiling {component}"));

@@ -4,8 +4,7 @@ use std::{
     cell::Cell,
     collections::{BTreeMap, BTreeSet},
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::fd::OwnedFd,
+    net::IpAddr,
     path::{Path, PathBuf},
     process::ExitCode,
     sync::mpsc::Sender,
@@ -25,10 +24,10 @@ use signal_hook::{
     iterator::Signals,
 };
 
-use super::{Output, StoreArgs, output::Told};
+use super::{KeepArgs, Output, RegistryArgs, StoreArgs, listeners::Listeners, output::Told};
 use crate::{
     catalog::{
-        CatalogError, Components, folder,
+        CatalogError, Components, Entry, folder,
         watch::{self, Watched},
     },
     store::Store,
@@ -38,21 +37,22 @@ use crate::{
     },
 };
 
-/// Where the search for ports begins when none are given.
-const FIRST_PORT: u16 = 8080;
-
 /// Serves components on localhost, each at a port of its own.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   pillion run ./hello.wasm=8080
   pillion run -f components/ --sidecars \"jwt-authz=8081, flags=8082\"
   pillion run -f components/ --watch
+  pillion run --image registry.example/acme/clock:1.0.1=8080
 
 Ctrl-C ends requests in flight first; twice ends at once.")]
 pub(super) struct Run {
     /// Component files, each with its port, as FILE.wasm=PORT
     #[arg(value_name = "FILE.wasm=PORT")]
     components: Vec<String>,
+    /// An artifact in a registry, with its port: a component with every setting at its default, named like its repository
+    #[arg(long = "image", value_name = "REGISTRY/REPOSITORY:TAG=PORT")]
+    images: Vec<String>,
     /// Component resources (apiVersion pillion.dev/v1alpha1): a YAML file, or a folder of them
     #[arg(short, long = "file", value_name = "FILE_OR_FOLDER", num_args = 1..)]
     files: Vec<PathBuf>,
@@ -60,7 +60,7 @@ pub(super) struct Run {
     /// [default: all of them, from port 8080 on]
     #[arg(long, value_name = "NAME=PORT, …")]
     sidecars: Option<Sidecars>,
-    /// Serves new versions when files change; requests in flight finish on the old ones. Which components are bound stays as it is
+    /// Serves new versions when files change, or tags lead elsewhere; requests in flight finish on the old ones. Which components are bound stays as it is
     #[arg(long)]
     watch: bool,
     /// Addresses to listen on [default: 127.0.0.1 and, where there is IPv6, ::1]
@@ -68,6 +68,10 @@ pub(super) struct Run {
     address: Vec<IpAddr>,
     #[command(flatten)]
     store: StoreArgs,
+    #[command(flatten)]
+    keep: KeepArgs,
+    #[command(flatten)]
+    registry: RegistryArgs,
     /// Memory for all guests together, for example 2Gi [default: four fifths of what the cgroup allows or the machine has]
     #[arg(long, value_name = "SIZE")]
     memory: Option<ByteSize>,
@@ -91,19 +95,45 @@ struct Asked {
     ports: Vec<(Name, Option<Port>)>,
 }
 
+/// Where components come from.
+#[derive(Clone)]
+struct Sources {
+    files: Vec<PathBuf>,
+    shorts: Vec<String>,
+    images: Vec<String>,
+}
+
+/// What [`Sources`] hold: resources, and short forms with their ports.
+type Read = (Components, Vec<(Name, Entry, Port)>);
+
+impl Sources {
+    fn read(&self) -> Result<Read, CatalogError> {
+        let shorts = self.shorts.iter().map(|text| folder::short(text));
+        let shorts = shorts.chain(self.images.iter().map(|text| folder::short_image(text)));
+        Ok((folder::read(&self.files)?, shorts.collect::<Result<_, _>>()?))
+    }
+
+    fn components(&self) -> Result<Components, CatalogError> {
+        let (mut components, shorts) = self.read()?;
+        for (name, entry, _) in shorts {
+            folder::insert(&mut components, name, entry)?;
+        }
+        Ok(components)
+    }
+}
+
 impl Run {
-    /// Resources, and short forms. `-f` takes all that comes behind it: what can only be a short form is one.
-    fn sources(&self) -> (Vec<PathBuf>, Vec<String>) {
+    /// `-f` takes all that comes behind it: what can only be a short form is one.
+    fn sources(&self) -> Sources {
         let is_short = |file: &PathBuf| !file.exists() && file.to_str().is_some_and(|text| folder::short(text).is_ok());
         let (shorts, files): (Vec<_>, Vec<_>) = self.files.iter().cloned().partition(is_short);
         let shorts = shorts.iter().map(|text| text.to_string_lossy().into_owned());
-        (files, self.components.iter().cloned().chain(shorts).collect())
+        Sources { files, shorts: self.components.iter().cloned().chain(shorts).collect(), images: self.images.clone() }
     }
 
     /// Reads files and arguments.
     fn asked(&self) -> Result<Asked, CatalogError> {
-        let (files, shorts) = self.sources();
-        let mut components = folder::read(&files)?;
+        let (mut components, shorts) = self.sources().read()?;
         let mut ports: Vec<(Name, Option<Port>)> = Vec::new();
         match &self.sidecars {
             Some(sidecars) => {
@@ -117,8 +147,7 @@ impl Run {
             }
             None => ports.extend(components.keys().map(|name| (name.clone(), None))),
         }
-        for text in &shorts {
-            let (name, entry, port) = folder::short(text)?;
+        for (name, entry, port) in shorts {
             if let Some((first, _)) = ports.iter().find(|(_, taken)| *taken == Some(port)) {
                 return Err(CatalogError::PortTwice { port, first: first.clone(), second: name });
             }
@@ -159,14 +188,23 @@ impl Run {
             return Ok(ExitCode::FAILURE);
         }
         let bound: BTreeSet<_> = bindings.values().map(|bound| bound.component().clone()).collect();
-        let watched = self.watch.then(|| self::watched(&self.sources().0, &components));
+        let watched = self.watch.then(|| self::watched(&self.sources().files, &components));
         let components = components
             .into_iter()
             .filter(|(name, _)| bound.contains(name))
             .map(|(name, entry)| (name, entry.spec.into()));
-        let settings = Settings { store, memory: self.memory, drain_timeout: self.drain_timeout, log };
+        // What is not watched stays as it is.
+        let tag_refresh = self.watch.then_some(self.keep.tag_refresh);
+        let KeepArgs { store_quota, .. } = self.keep;
+        let (memory, drain_timeout) = (self.memory, self.drain_timeout);
+        let settings = Settings { store, store_quota, tag_refresh, memory, drain_timeout, log };
         let unbound = asked_for - bindings.len();
-        let supervisor = Supervisor::new(Desired { settings, components: components.collect(), bindings });
+        let supervisor = Supervisor::new(Desired {
+            settings,
+            registries: self.registry.location(),
+            components: components.collect(),
+            bindings,
+        });
         terminate_on_signals(supervisor.inputs())?;
         if let Some(watched) = watched {
             self.start_watching(watched, bound, supervisor.inputs())?;
@@ -194,28 +232,18 @@ impl Run {
 
     /// Reads everything again whenever a file changes, and tells the supervisor what is bound and there.
     fn start_watching(&self, watched: Watched, bound: BTreeSet<Name>, inputs: Sender<Input>) -> anyhow::Result<()> {
-        let (files, shorts) = self.sources();
-        watch::watch(watched, move || {
-            let read = || {
-                let mut components = folder::read(&files)?;
-                for text in &shorts {
-                    let (name, entry, _) = folder::short(text)?;
-                    folder::insert(&mut components, name, entry)?;
+        let sources = self.sources();
+        watch::watch(watched, move || match sources.components() {
+            Ok(components) => {
+                let now = self::watched(&sources.files, &components);
+                for (name, entry) in components.into_iter().filter(|(name, _)| bound.contains(name)) {
+                    _ = inputs.send(Input::Component(name, Box::new(entry.spec)));
                 }
-                Ok::<_, CatalogError>(components)
-            };
-            match read() {
-                Ok(components) => {
-                    let now = self::watched(&files, &components);
-                    for (name, entry) in components.into_iter().filter(|(name, _)| bound.contains(name)) {
-                        _ = inputs.send(Input::Component(name, Box::new(entry.spec)));
-                    }
-                    Some(now)
-                }
-                Err(error) => {
-                    tracing::error!(%error, "what has changed cannot be read: everything is served as it was");
-                    None
-                }
+                Some(now)
+            }
+            Err(error) => {
+                tracing::error!(%error, "what has changed cannot be read: everything is served as it was");
+                None
             }
         })
     }
@@ -228,8 +256,9 @@ pub(super) fn watched(files: &[PathBuf], components: &Components) -> Watched {
         watched.add(&std::path::absolute(file).unwrap_or_else(|_| file.clone()));
     }
     for entry in components.values() {
-        let Image::Path(image) = &entry.spec.image;
-        watched.add(Path::new(image));
+        if let Image::Path(image) = &entry.spec.image {
+            watched.add(Path::new(image));
+        }
     }
     watched
 }
@@ -268,64 +297,6 @@ impl Written {
     }
 }
 
-/// Opens listeners for bindings.
-struct Listeners {
-    addresses: Vec<IpAddr>,
-    /// No address was given: IPv6 may be missing.
-    default: bool,
-    next: Cell<u16>,
-}
-
-/// A binding's port with its listeners, or why there are none.
-type Opened = Result<(Port, Vec<OwnedFd>), (Port, String)>;
-
-impl Listeners {
-    fn new(addresses: &[IpAddr]) -> Self {
-        let default = addresses.is_empty();
-        let localhost = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
-        let addresses = if default { localhost.to_vec() } else { addresses.to_vec() };
-        Self { addresses, default, next: Cell::new(FIRST_PORT) }
-    }
-
-    /// Opens the binding's port, or the next free one.
-    fn open(&self, name: &Name, port: Option<Port>) -> anyhow::Result<Opened> {
-        if let Some(port) = port {
-            return Ok(match self.open_at(port.get()) {
-                Ok(listeners) => Ok((port, listeners)),
-                Err((address, error)) => {
-                    Err((port, format!("port {port} on {address} cannot be listened on: {error}")))
-                }
-            });
-        }
-        let first = self.next.get();
-        for number in first..=u16::MAX {
-            match self.open_at(number) {
-                Ok(listeners) => {
-                    self.next.set(number.saturating_add(1));
-                    return Ok(Ok((Port::try_from(number)?, listeners)));
-                }
-                Err((_, error)) if error.kind() == io::ErrorKind::AddrInUse => {}
-                Err((address, error)) => {
-                    anyhow::bail!("{address} cannot be listened on: {error}");
-                }
-            }
-        }
-        Err(CatalogError::NoPort { name: name.clone(), first: FIRST_PORT }.into())
-    }
-
-    fn open_at(&self, port: u16) -> Result<Vec<OwnedFd>, (IpAddr, io::Error)> {
-        let mut listeners = Vec::new();
-        for &address in &self.addresses {
-            match listen::open(address, port) {
-                Ok(listener) => listeners.push(listener),
-                Err(error) if self.default && address.is_ipv6() && listen::is_no_ipv6(&error) => {}
-                Err(error) => return Err((address, error)),
-            }
-        }
-        Ok(listeners)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -355,7 +326,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_asked_is_named() {
-        let table: [(&[&str], &str); 9] = [
+        let table: [(&[&str], &str); 13] = [
             (&[], "no component is named"),
             (&["x.wasm"], "\"x.wasm\" is no component: expected FILE.wasm=PORT"),
             (&["x.wasm=0"], "\"0\" is no port for a sidecar: allowed are 1024 to 65535"),
@@ -364,6 +335,10 @@ mod tests {
             (&["x.wasm=8080", "y.wasm=8080"], "port 8080 is given to both \"x\" and \"y\""),
             (&["a/x.wasm=8080", "b/x.wasm=8081"], "the component \"x\" is already in"),
             (&["--sidecars", "clock=8080"], "there is no component \"clock\": there are none"),
+            (&["--image", "r.example/a:1"], "\"r.example/a:1\" is no artifact with a port"),
+            (&["--image", "hello:1=8080"], "the registry is not named"),
+            (&["--image", "r.example/a:1=80"], "\"80\" is no port"),
+            (&["--image", "r.example/x:1=8080", "x.wasm=8081"], "the component \"x\" is already in"),
             (&["--sidecars", "clock=80"], "\"80\" is no port for a sidecar"),
         ];
         for (args, expected) in table {

@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use wasmparser::{Encoding, Parser, Payload};
 
-use crate::engine::settings::World;
+use crate::{engine::settings::World, guest::config};
 
 /// What a component says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,8 +73,8 @@ const P3: [(&str, &str); 6] = [
     ("wasi:sockets", "types ip-name-lookup"),
 ];
 
-/// Drafts have exact versions.
-const CONFIG: &str = "wasi:config/store@0.2.0-rc.1";
+/// Drafts, and what others have defined, have exact versions.
+const CONFIG: [&str; 3] = ["wasi:config/store@0.2.0-rc.1", config::WASI_DRAFT, config::SPIN_P2];
 
 impl fmt::Display for Offered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -83,7 +83,7 @@ impl fmt::Display for Offered {
                 write!(f, "{package}/{{{}}}@{version}, ", interfaces.replace(' ', ","))?;
             }
         }
-        f.write_str(CONFIG)
+        write!(f, "{}, {} (for p3)", CONFIG.join(", "), config::SPIN_P3)
     }
 }
 
@@ -100,7 +100,10 @@ pub fn is_offered(import: &str, world: World) -> bool {
             .any(|(p, list)| *p == package && list.split(' ').chain(terminals.split(' ')).any(|i| i == interface))
     };
     let release = |minor: &str| version.starts_with(minor) && !version.contains('-');
-    import == CONFIG || release("0.2.") && holds(&P2) || world == World::P3 && release("0.3.") && holds(&P3)
+    CONFIG.contains(&import)
+        || world == World::P3 && import == config::SPIN_P3
+        || release("0.2.") && holds(&P2)
+        || world == World::P3 && release("0.3.") && holds(&P3)
 }
 
 /// What a component asks for and gives.
@@ -202,12 +205,19 @@ mod tests {
 
     #[test]
     fn offered_are_releases_of_the_known_interfaces_and_nothing_else() {
-        let p2 = ["wasi:cli/environment@0.2.0", "wasi:cli/terminal-stdin@0.2.6", "wasi:http/types@0.2.12", CONFIG];
+        let p2 = [
+            "wasi:cli/environment@0.2.0",
+            "wasi:cli/terminal-stdin@0.2.6",
+            "wasi:http/types@0.2.12",
+            CONFIG[0],
+            CONFIG[2],
+        ];
         for offered in p2 {
             assert!(is_offered(offered, World::P2) && is_offered(offered, World::P3), "{offered}");
         }
         assert!(is_offered("wasi:http/client@0.3.0", World::P3));
         assert!(!is_offered("wasi:http/client@0.3.0", World::P2));
+        assert!(is_offered(config::SPIN_P3, World::P3) && !is_offered(config::SPIN_P3, World::P2));
         for other in [
             "wasi:keyvalue/store@0.2.0",
             "acme:missing/thing@1.2.3",

@@ -1,6 +1,7 @@
 //! One connection: HTTP/1.1 or HTTP/2 by prior knowledge, told apart by hyper, with every wait bounded.
 
 use std::{
+    net::SocketAddr,
     os::fd::{AsRawFd, RawFd},
     pin::pin,
     sync::{
@@ -131,19 +132,27 @@ impl Drop for Waiting {
 /// Who asks. hyper notices a caller that goes away only while it reads: not behind a body that the guest does not take, nor behind
 /// the next request of a pipeline.
 #[derive(Clone, Copy)]
-pub(super) struct Caller(RawFd);
+pub(super) struct Caller {
+    socket: RawFd,
+    address: SocketAddr,
+}
 
 impl Caller {
     /// Whether the caller has closed its side. To be asked only while its connection lives.
     pub(super) fn is_gone(self) -> bool {
-        sys::is_closed_by_peer(self.0)
+        sys::is_closed_by_peer(self.socket)
+    }
+
+    /// Where it calls from.
+    pub(super) fn address(self) -> SocketAddr {
+        self.address
     }
 }
 
 /// Serves a connection until either side ends it.
-pub(super) async fn serve(endpoint: Arc<Endpoint>, stream: TcpStream) {
+pub(super) async fn serve(endpoint: Arc<Endpoint>, stream: TcpStream, address: SocketAddr) {
     _ = stream.set_nodelay(true);
-    let caller = Caller(stream.as_raw_fd());
+    let caller = Caller { socket: stream.as_raw_fd(), address };
     let builder = builder(endpoint.header_bytes());
     let (waiting, last) = (AtomicUsize::new(0), AtomicU64::new(0));
     let (ending, multiplexed) = (AtomicBool::new(false), AtomicBool::new(false));

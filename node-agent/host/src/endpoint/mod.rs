@@ -3,6 +3,7 @@
 //! An endpoint accepts from the moment it is bound. Whether its component is ready is looked at when a request is there: until it
 //! is, requests are held. An endpoint that nobody calls costs its listeners and this record.
 
+mod app;
 pub mod body;
 mod connection;
 pub mod problem;
@@ -12,6 +13,7 @@ mod stall;
 
 use std::{
     io,
+    net::SocketAddr,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{
@@ -31,7 +33,10 @@ use tokio::{
 };
 
 use self::served::Served;
-pub use self::served::{State, Version};
+pub use self::{
+    app::{App, Own},
+    served::{Part, State, Version},
+};
 use crate::{
     engine::cache::Cache,
     scheduler::{
@@ -244,7 +249,7 @@ impl Endpoint {
                 _ = draining.wait_for(|&draining| draining) => return,
             };
             match accepted {
-                Ok((stream, _)) => self.admit(stream, own).await,
+                Ok((stream, client)) => self.admit(stream, client, own).await,
                 Err(error) => {
                     tracing::warn!(binding = %self.binding, %error, "a connection cannot be accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -260,12 +265,12 @@ impl Endpoint {
         }
     }
 
-    async fn admit(self: &Arc<Self>, stream: TcpStream, own: OwnedSemaphorePermit) {
+    async fn admit(self: &Arc<Self>, stream: TcpStream, client: SocketAddr, own: OwnedSemaphorePermit) {
         let Ok(permit) = Arc::clone(&self.shared.connections).acquire_owned().await else { return };
         let open = Open::new(&self.shared);
         let endpoint = Arc::clone(self);
         tokio::spawn(async move {
-            connection::serve(endpoint, stream).await;
+            connection::serve(endpoint, stream, client).await;
             drop((open, own, permit));
         });
     }

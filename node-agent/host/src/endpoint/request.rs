@@ -17,10 +17,11 @@ use tokio::time::Instant;
 
 use super::{
     Broken, Counted, Endpoint, State,
+    app::Answers,
     body::{CallerBody, GuestBody, ReplyBody},
     connection::Caller,
     problem::Problem,
-    served::Serving,
+    served::{Answering, Serving},
 };
 use crate::{
     engine::cache::CacheError,
@@ -81,6 +82,13 @@ async fn answer(
     let arrived = Instant::now();
     let counted = Counted::new(&endpoint.shared);
     let serving = endpoint.serving(arrived).await?;
+    let part = match serving.version.app.as_ref().map(|app| app.route(&mut request, caller.address())) {
+        None => 0,
+        Some(Answers::Part(part)) => part,
+        Some(Answers::Host(response)) => return Ok(response.map(ReplyBody::Host)),
+    };
+    let Answering { part, surroundings, reuse } =
+        serving.answering(part).ok_or_else(|| Problem::Host("this version has no such part".into()))?;
     let limits = *serving.limits();
     let head_by = arrived + limits.head_timeout.get().get();
     let total = limits.total_timeout.map(|total| arrived + total.get().get());
@@ -98,16 +106,16 @@ async fn answer(
     if !overhead.grow(REQUEST_OVERHEAD) {
         return Err(Problem::NodeLimit.into());
     }
-    let loaded = shared.cache.load(serving.version.digest, &serving.version.native).await;
+    let loaded = shared.cache.load(part.digest, &part.native).await;
     let loaded = loaded.map_err(|error| endpoint.not_loaded(&error))?;
 
-    let run = Arc::new(Run::new(serving.version.digest, limits.cpu_time.get().get()));
+    let run = Arc::new(Run::new(part.digest, limits.cpu_time.get().get()));
     let memory = MemoryLimiter::new(limits.memory.get().get(), &shared.memory);
-    let guest = Guest::new(&serving.surroundings, memory, instance);
+    let guest = Guest::new(surroundings, memory, instance);
     let method = request.method().clone();
     let request = request.map(|body| CallerBody::new(body, limits.idle_timeout.get().get(), Arc::clone(&run)));
     let (head, mut response) = HeadSender::new();
-    let reuse = serving.reuse.clone();
+    let reuse = reuse.cloned();
     let called = {
         let called = call(&loaded, guest, reuse, request, head.clone(), Arc::clone(&run));
         Box::pin(async move {

@@ -9,14 +9,17 @@ use pillion_protocol::{
     component::{ComponentSpec, Limits},
     digest::Digest,
 };
-use wasmtime_wasi_config::WasiConfigVariables;
 
-use super::Endpoint;
+use super::{
+    Endpoint,
+    app::{App, Own},
+};
 use crate::{
-    guest::{Surroundings, logs::Logs, reuse::Reuse},
+    guest::{Surroundings, config::Config, logs::Logs, reuse::Reuse},
     outbound::Outbound,
     scheduler::admission::Admission,
     store::NativeCode,
+    supervisor::message,
 };
 
 /// What is known of a component.
@@ -34,20 +37,54 @@ pub enum State {
 /// flight finish on the old.
 #[derive(Debug)]
 pub struct Version {
-    /// The component's digest.
+    /// The digest of the component's file, or of the artifact's manifest.
+    pub digest: Digest,
+    /// Its settings.
+    pub spec: Arc<ComponentSpec>,
+    /// Its code: one part, or those of an application.
+    pub parts: Box<[Part]>,
+    /// The Spin application that the parts are of.
+    pub app: Option<Box<App>>,
+}
+
+/// A WebAssembly component of a version.
+#[derive(Debug)]
+pub struct Part {
+    /// Its digest.
     pub digest: Digest,
     /// Its native code.
     pub native: Arc<NativeCode>,
-    /// Its settings.
-    pub spec: Arc<ComponentSpec>,
+    /// What its application says of it.
+    pub own: Option<Box<Own>>,
+}
+
+impl Version {
+    /// What it is, in short.
+    pub fn served(&self) -> message::Served {
+        message::Served { version: self.digest, parts: self.parts.iter().map(|part| part.digest).collect() }
+    }
 }
 
 /// A version as one endpoint serves it.
 pub(super) struct Serving {
     pub(super) version: Arc<Version>,
-    pub(super) surroundings: Surroundings,
     pub(super) admission: Admission,
-    pub(super) reuse: Option<Arc<Reuse>>,
+    /// One for each of the version's parts.
+    places: Box<[Place]>,
+}
+
+/// Where instances of one part live.
+struct Place {
+    surroundings: Surroundings,
+    reuse: Option<Arc<Reuse>>,
+}
+
+/// The part that answers a request, with what its instances are given.
+#[derive(Clone, Copy)]
+pub(super) struct Answering<'a> {
+    pub(super) part: &'a Part,
+    pub(super) surroundings: &'a Surroundings,
+    pub(super) reuse: Option<&'a Arc<Reuse>>,
 }
 
 /// The version that an endpoint serves now. It is made at the first request: what nobody calls has none.
@@ -70,22 +107,48 @@ impl Served {
 
 impl Serving {
     fn new(version: Arc<Version>, endpoint: &Endpoint) -> Self {
-        let ComponentSpec { env, config, limits, allowed_outbound_hosts, instances, .. } = &*version.spec;
-        let pairs = |variables: &[pillion_protocol::component::Variable]| {
-            variables.iter().map(|v| (v.name.clone(), v.value.clone())).collect::<Vec<_>>()
-        };
-        let surroundings = Surroundings {
-            env: pairs(env),
-            config: Arc::new(WasiConfigVariables::from_iter(pairs(config))),
-            outbound: Outbound::new(allowed_outbound_hosts),
-            logs: Logs::new(endpoint.component.as_str(), endpoint.binding.as_str(), endpoint.pod.as_ref()),
-        };
+        let ComponentSpec { limits, instances, .. } = &*version.spec;
         let admission = Admission::new(limits.concurrency.get(), limits.queue.get());
-        let reuse = Reuse::new(instances.requests_each());
-        Self { surroundings, admission, reuse, version }
+        let place = |part: &Part| {
+            let reuse = Reuse::new(instances.requests_each());
+            Place { surroundings: surroundings(part, &version.spec, endpoint), reuse }
+        };
+        Self { admission, places: version.parts.iter().map(place).collect(), version }
     }
 
     pub(super) fn limits(&self) -> &Limits {
         &self.version.spec.limits
+    }
+
+    /// The part of this index.
+    pub(super) fn answering(&self, part: usize) -> Option<Answering<'_>> {
+        let Place { surroundings, reuse } = self.places.get(part)?;
+        Some(Answering { part: self.version.parts.get(part)?, surroundings, reuse: reuse.as_ref() })
+    }
+}
+
+fn surroundings(part: &Part, spec: &ComponentSpec, endpoint: &Endpoint) -> Surroundings {
+    let Endpoint { component, binding, pod, .. } = endpoint;
+    match &part.own {
+        None => {
+            let pairs = |variables: &[pillion_protocol::component::Variable]| {
+                variables.iter().map(|v| (v.name.clone(), v.value.clone())).collect::<Vec<_>>()
+            };
+            Surroundings {
+                env: pairs(&spec.env),
+                config: Arc::new(Config::new(pairs(&spec.config))),
+                outbound: Outbound::new(&spec.allowed_outbound_hosts),
+                logs: Logs::new(component.as_str(), binding.as_str(), pod.as_ref()),
+            }
+        }
+        Some(own) => {
+            let Own { id, settings } = &**own;
+            Surroundings {
+                env: settings.env.clone(),
+                config: Arc::new(Config::new(settings.config.clone())),
+                outbound: Outbound::new(&settings.allowed_outbound_hosts),
+                logs: Logs::new(&format!("{component}/{id}"), binding.as_str(), pod.as_ref()),
+            }
+        }
     }
 }

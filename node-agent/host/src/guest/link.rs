@@ -2,7 +2,7 @@
 
 use wasmtime::{Engine, component::Linker};
 
-use super::Guest;
+use super::{Guest, config};
 use crate::engine::settings::World;
 
 /// A linker with every interface that is offered, see [`crate::compiler::facts::is_offered`].
@@ -14,7 +14,7 @@ pub fn linker(engine: &Engine, world: World) -> wasmtime::Result<Linker<Guest>> 
     let mut linker = Linker::new(engine);
     wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
     wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
-    wasmtime_wasi_config::add_to_linker(&mut linker, Guest::config)?;
+    config::add_to_linker(&mut linker, world)?;
     // p3 toolchains build on standard libraries that still import p2: their components need both.
     if world == World::P3 {
         wasmtime_wasi::p3::add_to_linker(&mut linker)?;

@@ -3,6 +3,7 @@
 //! [`Guest`] is the state behind one `Store`: made for one request, dropped with it.
 
 pub mod call;
+pub mod config;
 pub mod link;
 pub mod logs;
 pub mod memory;
@@ -13,10 +14,9 @@ use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
-use wasmtime_wasi_config::{WasiConfig, WasiConfigVariables};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
-use self::{logs::Logs, memory::MemoryLimiter};
+use self::{config::Config, logs::Logs, memory::MemoryLimiter};
 use crate::outbound::{Outbound, OutboundHooks};
 
 /// The most resources that a guest may hold at once: streams, headers, bodies, pollables. A call out has about ten.
@@ -33,8 +33,8 @@ const RANDOM: u64 = 64 << 10;
 pub struct Surroundings {
     /// The environment.
     pub env: Vec<(String, String)>,
-    /// What `wasi:config` answers.
-    pub config: Arc<WasiConfigVariables>,
+    /// What `wasi:config`, and Spin's variables, answer.
+    pub config: Arc<Config>,
     /// Where calls out may go.
     pub outbound: Outbound,
     /// Where standard output and standard error go.
@@ -46,7 +46,7 @@ pub struct Guest {
     wasi: WasiCtx,
     http: WasiHttpCtx,
     table: ResourceTable,
-    config: Arc<WasiConfigVariables>,
+    config: Arc<Config>,
     hooks: OutboundHooks,
     /// Counts and limits its memory.
     pub memory: MemoryLimiter,
@@ -76,11 +76,6 @@ impl Guest {
             memory,
             _slot: slot,
         }
-    }
-
-    /// What `wasi:config` reads from.
-    fn config(&mut self) -> WasiConfig<'_> {
-        WasiConfig::from(&*self.config)
     }
 }
 

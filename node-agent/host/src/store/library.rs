@@ -1,13 +1,14 @@
 //! A store as those use it who want native code: components go in, native code comes out, made anew where it is missing or broken.
 
-use std::{os::fd::OwnedFd, path::Path};
+use std::{collections::HashSet, os::fd::OwnedFd, path::Path};
 
-use pillion_protocol::digest::Digest;
+use pillion_protocol::{digest::Digest, reference::Reference};
 
-use super::{Artifact, Native, NativeCode, Store, StoreError};
+use super::{Artifact, Image, Native, NativeCode, Room, Store, StoreError};
 use crate::{
     compiler::facts::Facts,
     engine::settings::{World, compatibility},
+    spin,
 };
 
 /// A store with the native code of both engines.
@@ -17,10 +18,27 @@ pub struct Library {
     p3: Native,
 }
 
+/// What an image holds, in the store.
+#[derive(Debug)]
+pub struct Stored {
+    /// The digest of the component's file, or of the artifact's manifest.
+    pub version: Digest,
+    /// Its components.
+    pub artifacts: Vec<Artifact>,
+    /// The Spin application that they are of, in the order of its components.
+    pub app: Option<spin::App>,
+}
+
 /// The two files of a compilation: what a compiler reads, and what it writes.
 pub struct Job {
     component: std::fs::File,
     output: tempfile::NamedTempFile,
+}
+
+impl From<Artifact> for Stored {
+    fn from(artifact: Artifact) -> Self {
+        Self { version: artifact.digest, artifacts: vec![artifact], app: None }
+    }
 }
 
 impl Library {
@@ -35,43 +53,57 @@ impl Library {
         Ok(Self { p2: native(World::P2)?, p3: native(World::P3)?, store })
     }
 
-    /// Finds a component that was taken in before. Its native code is checked when it is first loaded: with thousands of components,
-    /// reading all of them would keep callers waiting.
-    pub fn find_again(&self, digest: Digest) -> Option<(Artifact, Option<NativeCode>)> {
-        let artifact = self.store.artifact(digest)?;
-        let native = [&self.p2, &self.p3].into_iter().find_map(|native| native.find(digest));
-        Some((artifact, native))
+    /// A component that was taken in before.
+    pub fn artifact(&self, digest: Digest) -> Option<Artifact> {
+        self.store.artifact(digest)
     }
 
-    /// Takes in the component at `path`, and finds its native code if there is some that is sound.
+    /// Takes in the component at `path`.
     ///
     /// # Errors
     ///
     /// A file that cannot be taken in.
-    pub fn find(&self, path: &Path) -> Result<(Artifact, Option<NativeCode>), StoreError> {
-        let artifact = self.store.add(path)?;
+    pub fn add(&self, path: &Path) -> Result<Artifact, StoreError> {
+        self.store.add(path)
+    }
+
+    /// The artifact whose manifest has this digest, if it was pulled before.
+    pub fn image(&self, version: Digest) -> Option<Stored> {
+        let (image, artifacts) = self.store.image(version)?;
+        let app = match image {
+            Image::Component(_) => None,
+            Image::App(app) => Some(app),
+        };
+        Some(Stored { version, artifacts, app })
+    }
+
+    /// What a tag led to when it was last looked at.
+    pub fn tag(&self, reference: &Reference) -> Option<Digest> {
+        self.store.tag(reference)
+    }
+
+    /// The component's native code, if there is some. Its bytes are read and compared with what was made unless they are to be
+    /// believed for now: they are compared when they are loaded.
+    pub fn native(&self, artifact: &Artifact, believed: bool) -> Option<NativeCode> {
         for native in [&self.p2, &self.p3] {
             let Some(code) = native.find(artifact.digest) else { continue };
-            match code.open() {
-                Ok(_) => return Ok((artifact, Some(code))),
+            match if believed { Ok(()) } else { code.open().map(drop) } {
+                Ok(()) => return Some(code),
                 Err(error) => {
                     tracing::warn!(%error, "native code on disk cannot be used: the component is compiled again");
                     native.remove(artifact.digest, &code);
                 }
             }
         }
-        Ok((artifact, None))
+        None
     }
 
     /// Removes native code that an engine refused, though it is what was written.
-    pub fn forget(&self, artifact: &Artifact, code: &NativeCode) {
-        self.native(code.world).remove(artifact.digest, code);
-    }
-
-    fn native(&self, world: World) -> &Native {
-        match world {
-            World::P2 => &self.p2,
-            World::P3 => &self.p3,
+    pub fn forget(&self, artifact: &Artifact) {
+        for native in [&self.p2, &self.p3] {
+            if let Some(code) = native.find(artifact.digest) {
+                native.remove(artifact.digest, &code);
+            }
         }
     }
 
@@ -89,8 +121,17 @@ impl Library {
     /// # Errors
     ///
     /// A full disk.
-    pub fn finish(&self, artifact: &Artifact, job: Job, facts: Facts) -> Result<NativeCode, StoreError> {
-        self.native(facts.world).add(artifact.digest, facts, job.output)
+    pub fn finish(&self, artifact: &Artifact, job: Job, facts: Facts) -> Result<(), StoreError> {
+        let native = match facts.world {
+            World::P2 => &self.p2,
+            World::P3 => &self.p3,
+        };
+        native.add(artifact.digest, facts, job.output)
+    }
+
+    /// See [`Store::make_room`].
+    pub fn make_room(&self, quota: u64, bound: &HashSet<Digest>) -> Option<Room> {
+        self.store.make_room(quota, bound)
     }
 }
 

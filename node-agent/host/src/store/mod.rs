@@ -4,14 +4,20 @@
 //! DIR/artifacts/<sha256>                    a component
 //! DIR/native/<compatibility>/<sha256>.json  what is known of the component with that digest, and its native code's digest
 //! DIR/native/<compatibility>/<sha256>.code  that native code, by its own digest
+//! DIR/images/<sha256>.json                  what the artifact of a registry holds, by its manifest's digest
+//! DIR/tags/<sha256>.json                    what a tag led to when it was last looked at, by the digest of the reference
 //! DIR/tmp/                                  files that are being written
+//! DIR/lock                                  locked by each process that uses the store
 //! ```
 //!
 //! Files appear by rename and go by unlink, never by change: native code that is mapped stays what it is. Every write can be
 //! killed at any point; what is not renamed is swept away at the next start.
 
+mod images;
 mod library;
+mod lock;
 mod native;
+mod quota;
 
 use std::{
     fs::{self, DirBuilder, File},
@@ -23,18 +29,24 @@ use std::{
 use pillion_protocol::digest::Digest;
 use sha2::{Digest as _, Sha256};
 
-pub use self::library::{Job, Library};
-pub use self::native::{Native, NativeCode, NativeError, OpenNative};
+use self::lock::Lock;
+pub use self::{
+    images::Image,
+    library::{Job, Library, Stored},
+    native::{Native, NativeCode, NativeError, OpenNative},
+    quota::Room,
+};
 use crate::compiler::MAX_COMPONENT;
 
 /// A store in one directory that only this user can write.
 #[derive(Debug)]
 pub struct Store {
     root: PathBuf,
+    lock: Lock,
 }
 
 /// A component on disk.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Artifact {
     /// Its content's digest.
     pub digest: Digest,
@@ -94,12 +106,15 @@ impl Store {
     ///
     /// A directory that others can write, or that cannot be made.
     pub fn open(root: &Path) -> Result<Self, StoreError> {
-        let store = Self { root: root.to_owned() };
-        for dir in [root.to_owned(), store.artifacts(), store.tmp(), store.root.join("native")] {
+        for dir in ["", "artifacts", "images", "native", "tags", "tmp"].map(|name| root.join(name)) {
             DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(failed("create the directory", &dir))?;
             only_ours(&dir)?;
         }
-        store.sweep()?;
+        let store = Self { root: root.to_owned(), lock: Lock::new(&root.join("lock"))? };
+        if store.lock.is_ours_alone() {
+            store.sweep()?;
+            store.lock.shared();
+        }
         Ok(store)
     }
 
@@ -138,10 +153,22 @@ impl Store {
         Ok(Artifact { digest, size, path: stored })
     }
 
+    /// Takes in a component that was written to a [`Store::new_file`], and whose digest was checked.
+    ///
+    /// # Errors
+    ///
+    /// A full disk.
+    pub fn add_file(&self, digest: Digest, file: tempfile::NamedTempFile) -> Result<(), StoreError> {
+        let stored = self.artifacts().join(digest.to_hex());
+        file.persist(&stored).map_err(|e| failed("rename into the store", &stored)(e.error))?;
+        Ok(())
+    }
+
     /// The component with this digest, if it was taken in.
     pub fn artifact(&self, digest: Digest) -> Option<Artifact> {
         let path = self.artifacts().join(digest.to_hex());
         let found = fs::metadata(&path).ok().filter(|found| found.is_file() && found.len() > 0)?;
+        Self::used(&path);
         Some(Artifact { digest, size: found.len(), path })
     }
 
@@ -158,19 +185,23 @@ impl Store {
         self.root.join("artifacts")
     }
 
+    fn images(&self) -> PathBuf {
+        self.root.join("images")
+    }
+
+    fn tags(&self) -> PathBuf {
+        self.root.join("tags")
+    }
+
     fn tmp(&self) -> PathBuf {
         self.root.join("tmp")
     }
 
-    /// Removes unfinished files. Another process may be writing to the same store (`pillion run` twice on a laptop), so only
-    /// what nobody touched for an hour goes.
+    /// Removes unfinished files. Only for who is alone: another process may be writing them.
     fn sweep(&self) -> Result<(), StoreError> {
         let tmp = self.tmp();
         for entry in fs::read_dir(&tmp).map_err(failed("read the directory", &tmp))?.flatten() {
-            let age = entry.metadata().ok().and_then(|m| m.modified().ok()).and_then(|t| t.elapsed().ok());
-            if age.is_some_and(|age| age.as_secs() > 3600) {
-                _ = fs::remove_file(entry.path());
-            }
+            _ = fs::remove_file(entry.path());
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use std::{
 use pillion_protocol::digest::Digest;
 use serde::{Deserialize, Serialize};
 
-use super::{StoreError, copy_hashing, failed};
+use super::{Store, StoreError, copy_hashing, failed};
 use crate::{compiler::facts::Facts, engine::settings::World};
 
 /// Native code of one kind.
@@ -92,7 +92,13 @@ impl Native {
         let path = self.manifest(component);
         let text = fs::read(&path).ok()?;
         match serde_json::from_slice(&text) {
-            Ok(manifest) => Some(self.code(manifest)),
+            Ok(manifest) => {
+                let code = self.code(manifest);
+                Store::used(&path);
+                Store::used(&code.path);
+                // It may have left to make room.
+                code.path.exists().then_some(code)
+            }
             Err(error) => {
                 tracing::warn!(path = %path.display(), %error, "a manifest is broken: the component is compiled again");
                 _ = fs::remove_file(&path);
@@ -106,12 +112,7 @@ impl Native {
     /// # Errors
     ///
     /// A full disk. What was there before stays.
-    pub fn add(
-        &self,
-        component: Digest,
-        facts: Facts,
-        file: tempfile::NamedTempFile,
-    ) -> Result<NativeCode, StoreError> {
+    pub fn add(&self, component: Digest, facts: Facts, file: tempfile::NamedTempFile) -> Result<(), StoreError> {
         let path = file.path().to_owned();
         let (native, size) = digest_of(file.reopen().map_err(failed("read", &path))?).map_err(failed("read", &path))?;
         let manifest = Manifest { native, size, facts };
@@ -123,7 +124,7 @@ impl Native {
         file.persist(&code).map_err(|e| failed("rename into the store", &code)(e.error))?;
         let manifest_path = self.manifest(component);
         text.persist(&manifest_path).map_err(|e| failed("rename into the store", &manifest_path)(e.error))?;
-        Ok(self.code(manifest))
+        Ok(())
     }
 
     /// Forgets the native code of the component with this digest. Where it is mapped it stays until it is dropped.
@@ -156,6 +157,11 @@ impl Native {
 }
 
 impl NativeCode {
+    /// The digest of the native code itself.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
     /// Opens it for mapping. Its bytes are read and hashed only if this very file was not checked before.
     ///
     /// # Errors
@@ -197,7 +203,6 @@ fn digest_of(file: File) -> io::Result<(Digest, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Store;
 
     fn facts() -> Facts {
         Facts { world: World::P2, imports: Vec::new(), exports: Vec::new(), memory_minimum: 0 }

@@ -1,29 +1,33 @@
-//! The supervisor's children. Both are this program, by the very file that is running, each in a process group of its own so
+//! The supervisor's children. All are this program, by the very file that is running, each in a process group of its own so
 //! that a terminal's Ctrl-C reaches the supervisor alone.
 
 use std::{
-    fs::File,
-    io::{self, PipeWriter, Read},
+    io::{self, PipeWriter},
     os::{
-        fd::{AsFd, OwnedFd},
+        fd::OwnedFd,
         unix::{
             net::UnixStream,
             process::{CommandExt, ExitStatusExt},
         },
     },
     process::{Child, Command, ExitStatus, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-use rustix::event::{PollFd, PollFlags, poll};
-
-use crate::compiler::{Report, facts::Facts};
+use crate::{
+    compiler::{Report, facts::Facts},
+    program,
+    registry::message::{Failure, Pulled, Request, Step, Word},
+};
 
 /// How long a compilation may take by the clock. Its CPU time is bounded too, but at the lowest class it may not get any.
 const COMPILATION: Duration = Duration::from_secs(900);
 
-/// The most that is read of what a compiler says.
-const OUTPUT: u64 = 1 << 20;
+/// How long a pull may take, whatever the registry does.
+const PULL: Duration = Duration::from_secs(900);
+
+/// The most that is kept of what a compiler says.
+const OUTPUT: usize = 1 << 20;
 
 fn this_program(command: &str) -> Command {
     let mut program = Command::new("/proc/self/exe");
@@ -54,14 +58,20 @@ pub fn compile(descriptors: Vec<OwnedFd>) -> Result<Facts, String> {
     let start =
         this_program("compiler").stdin(component).stdout(native).stderr(Stdio::piped()).env_clear_but_limits().spawn();
     let mut child = start.map_err(|error| format!("the compiler cannot be started: {error}"))?;
-    let said =
-        child.stderr.take().map_or_else(|| Ok(String::new()), |stderr| read_until_end(OwnedFd::from(stderr).into()));
-    if said.is_err() {
+    let mut said = String::new();
+    let hear = |line: &str| {
+        if said.len() < OUTPUT {
+            said += line;
+            said += "\n";
+        }
+    };
+    let heard = child.stderr.take().map_or(Ok(()), |stderr| program::lines(stderr.into(), COMPILATION, hear));
+    if heard.is_err() {
         _ = child.kill();
     }
     let status = child.wait().map_err(|error| format!("the compiler cannot be waited for: {error}"))?;
-    match said {
-        Ok(said) => result(status, &said),
+    match heard {
+        Ok(()) => result(status, &said),
         Err(error) if error.kind() == io::ErrorKind::TimedOut => {
             Err(format!("the compiler was ended: it took more than {} s", COMPILATION.as_secs()))
         }
@@ -84,27 +94,34 @@ impl ClearEnvironment for Command {
     }
 }
 
-/// Reads what a child says until it has ended; kept is only the beginning.
-fn read_until_end(mut stderr: File) -> io::Result<String> {
-    let deadline = Instant::now() + COMPILATION;
-    let mut said = Vec::new();
-    let mut buffer = [0; 4096];
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let left = left.try_into().map_err(|_| io::ErrorKind::InvalidInput)?;
-        match poll(&mut [PollFd::new(&stderr.as_fd(), PollFlags::IN)], Some(&left)) {
-            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
-            Ok(_) => {}
-            Err(rustix::io::Errno::INTR) => continue,
-            Err(error) => return Err(error.into()),
+/// Runs a puller to its end; `hear` is told of progress and warnings.
+///
+/// # Errors
+///
+/// Why the artifact is not in the store.
+pub fn pull(request: &Request, mut hear: impl FnMut(&Word)) -> Result<Pulled, Failure> {
+    let failed = |problem: String| Failure {
+        image: request.reference.to_string(),
+        registry: request.reference.registry().to_owned(),
+        step: Step::Pull,
+        problem,
+    };
+    let asked = serde_json::to_vec(request).map_err(|error| failed(error.to_string()))?;
+    let mut last = None;
+    let words = |line: &str| match serde_json::from_str(line) {
+        Ok(word @ (Word::Progress { .. } | Word::Warning(_))) => hear(&word),
+        Ok(word) => last = Some(word),
+        Err(_) => {}
+    };
+    let ended = program::run(this_program("puller"), &asked, PULL, words);
+    match (last, ended) {
+        (Some(Word::Pulled(pulled)), _) => Ok(pulled),
+        (Some(Word::Failed(failure)), _) => Err(failure),
+        (_, Ok(status)) => Err(failed(format!("the puller died ({status})"))),
+        (_, Err(error)) if error.kind() == io::ErrorKind::TimedOut => {
+            Err(failed(format!("the puller was ended: it took more than {} s", PULL.as_secs())))
         }
-        let read = stderr.read(&mut buffer)?;
-        if read == 0 {
-            return Ok(String::from_utf8_lossy(&said).into_owned());
-        }
-        if (said.len() as u64) < OUTPUT {
-            said.extend_from_slice(buffer.get(..read).unwrap_or_default());
-        }
+        (_, Err(error)) => Err(failed(format!("the puller cannot be run: {error}"))),
     }
 }
 

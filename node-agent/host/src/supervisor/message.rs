@@ -9,16 +9,21 @@ use pillion_protocol::{
     name::Name,
     pod::{Pod, PodUid},
     quantity::{ByteSize, Span},
+    reference::Reference,
 };
 use serde::{Deserialize, Serialize};
 
-use crate::compiler::facts::Facts;
+use crate::{compiler::facts::Facts, registry::message::Pulled};
 
 /// How a worker works.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Settings {
     /// The store's directory.
     pub store: PathBuf,
+    /// How much the store may hold.
+    pub store_quota: ByteSize,
+    /// How often it is looked whether tags lead elsewhere; `None` for never.
+    pub tag_refresh: Option<Span>,
     /// Memory for all guests; `None` for what the machine or the cgroup allows, less a reserve.
     pub memory: Option<ByteSize>,
     /// How long requests in flight may take when the worker drains.
@@ -87,7 +92,7 @@ pub enum ToWorker {
         name: Name,
         /// What it is.
         spec: Box<ComponentSpec>,
-        /// What a worker before this one served of it, to go on with; `None` to read its file.
+        /// The version that a worker before this one served of it, to go on with; `None` to read its file, or ask what its tag leads to.
         served: Option<Digest>,
     },
     /// A component is no more.
@@ -108,6 +113,13 @@ pub enum ToWorker {
         /// What was found out, or why there is no native code.
         result: Result<Facts, String>,
     },
+    /// A pull ended.
+    Pulled {
+        /// Which one.
+        id: u64,
+        /// What is in the store now, or why it is not.
+        result: Result<Pulled, String>,
+    },
     /// Accept nothing more, end what is in flight, then say [`Event::Drained`].
     Drain,
 }
@@ -120,20 +132,36 @@ pub enum FromWorker {
         /// For the answer.
         id: u64,
     },
-    /// What became of a component, whether it is bound or not: the digest of what is there to serve, or why nothing new is.
+    /// Bring an artifact into the store.
+    Pull {
+        /// For the answer.
+        id: u64,
+        /// The artifact.
+        reference: Reference,
+    },
+    /// What became of a component, whether it is bound or not: what is there to serve, or why nothing new is.
     Decided {
         /// The component.
         component: Name,
         /// What became of it.
-        result: Result<Digest, String>,
+        result: Result<Served, String>,
     },
     /// Something that people want to know.
     Event(Event),
 }
 
+/// What is served of a component.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Served {
+    /// The digest of its file, or of its artifact's manifest.
+    pub version: Digest,
+    /// The digests of the code in it.
+    pub parts: Vec<Digest>,
+}
+
 /// What people want to know: SPECIFICATION.md §3.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "event", rename_all = "lowercase")]
+#[serde(tag = "event", rename_all = "lowercase", rename_all_fields = "camelCase")]
 pub enum Event {
     /// A worker process started.
     Worker {
@@ -141,6 +169,32 @@ pub enum Event {
         pid: u32,
         /// How many workers there were before it.
         restarts: u32,
+    },
+    /// An artifact is being pulled, or it is looked where its tag leads.
+    Pulling {
+        /// The component, or the first of those that wait for it.
+        component: Name,
+        /// The artifact.
+        image: Reference,
+    },
+    /// An artifact is in the store.
+    Pulled {
+        /// The component, or the first of those that have waited for it.
+        component: Name,
+        /// The artifact.
+        image: Reference,
+        /// Its manifest's digest.
+        digest: Digest,
+        /// Bytes that were pulled; 0 if it was in the store.
+        bytes: u64,
+        /// The registry could not be asked where the tag leads: this is where it led before.
+        stale: bool,
+        /// How long it took to find out where the tag leads, in seconds.
+        resolve_seconds: f64,
+        /// How long it took to pull what was missing.
+        pull_seconds: f64,
+        /// How much of that went into checking digests.
+        verify_seconds: f64,
     },
     /// Native code is being made.
     Compiling {
@@ -197,7 +251,7 @@ pub enum Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Reason {
-    /// The component's file cannot be read or stored.
+    /// The component's file cannot be read or stored, or its artifact not be pulled.
     Image,
     /// The component cannot be compiled, or is refused.
     Component,

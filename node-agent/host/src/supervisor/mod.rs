@@ -1,8 +1,8 @@
-//! The supervisor: the first process. It is small and starts the other two.
+//! The supervisor: the first process. It is small and starts the others.
 //!
 //! It holds every listener, so that the kernel keeps queueing connections while there is no worker; it starts the worker again
-//! at once when that dies, and hands it everything anew; it starts a compiler child when the worker asks for one. It reads
-//! nothing from the network.
+//! at once when that dies, and hands it everything anew; it starts a compiler or a puller when the worker asks for one. It
+//! reads nothing from the network.
 
 pub mod child;
 pub mod keeper;
@@ -15,7 +15,10 @@ use std::{
     os::fd::{AsFd, OwnedFd},
     os::unix::net::UnixStream,
     process::Child,
-    sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError, Sender, channel},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -27,13 +30,19 @@ use pillion_protocol::{
     keeper::{Endpoint, Fate, ToHost},
     name::Name,
     pod::PodUid,
+    reference::Reference,
 };
 use pillion_sockets::{
     link::{Incoming, Link, MAX_DESCRIPTORS},
     listen,
 };
 
-use self::message::{Binding, Event, FromWorker, Settings, ToWorker};
+use self::message::{Binding, Event, FromWorker, Served, Settings, ToWorker};
+use crate::registry::{
+    credentials::Credentials,
+    message::{Pulled, Word},
+    settings::Location,
+};
 
 /// A worker that lived for less than this is not started again at once, but after as long a pause.
 const CRASH_LOOP: Duration = Duration::from_secs(1);
@@ -58,6 +67,8 @@ pub enum Input {
     WorkerGone(u32),
     /// A compiler child ended.
     Compiled(u32, u64, Result<crate::compiler::facts::Facts, String>),
+    /// A puller child ended.
+    Pulled(u32, u64, Result<Pulled, String>),
     /// A component is new or has changed.
     Component(Name, Box<ComponentSpec>),
     /// A component is no more.
@@ -79,6 +90,8 @@ pub enum Input {
 pub struct Desired {
     /// How it works.
     pub settings: Settings,
+    /// Where the settings for registries are.
+    pub registries: Location,
     /// Components by name.
     pub components: BTreeMap<Name, Component>,
     /// Bindings.
@@ -113,7 +126,7 @@ impl From<(Binding, Vec<OwnedFd>)> for Bound {
 pub struct Component {
     spec: ComponentSpec,
     /// What a worker has served of it: the next one goes on with that, whatever became of its file.
-    served: Option<Digest>,
+    served: Option<Served>,
     /// It has changed since, and what becomes of that is not known yet.
     changed: bool,
     /// What became of it, as far as that is known.
@@ -140,6 +153,8 @@ pub struct Supervisor {
     told_fates: BTreeSet<Name>,
     /// Components that took a worker down, and how often.
     culprits: HashMap<Digest, u32>,
+    /// Who we are at registries.
+    credentials: Arc<Credentials>,
     /// When to look after the listeners.
     next_look: Instant,
     /// Workers in a row that failed before they said anything.
@@ -166,6 +181,7 @@ impl Supervisor {
             keeper: None,
             told_fates: BTreeSet::new(),
             culprits: HashMap::new(),
+            credentials: Arc::default(),
             next_look: Instant::now() + LOOK,
             stillborn: 0,
         }
@@ -189,6 +205,7 @@ impl Supervisor {
                     self.stillborn = 0;
                     match incoming.message {
                         FromWorker::Compile { id } => self.compile(id, incoming.descriptors),
+                        FromWorker::Pull { id, reference } => self.pull(id, reference),
                         FromWorker::Decided { component, result } => self.remember(&component, result),
                         FromWorker::Event(event) => {
                             let drained = matches!(event, Event::Drained { .. });
@@ -202,8 +219,11 @@ impl Supervisor {
                 Input::Compiled(generation, id, result) if generation == self.generation => {
                     self.tell(&ToWorker::Compiled { id, result });
                 }
+                Input::Pulled(generation, id, result) if generation == self.generation => {
+                    self.tell(&ToWorker::Pulled { id, result });
+                }
                 // Of a worker that is gone.
-                Input::Worker(..) | Input::Compiled(..) => {}
+                Input::Worker(..) | Input::Compiled(..) | Input::Pulled(..) => {}
                 Input::WorkerGone(generation) if generation == self.generation => {
                     if self.bury_worker() {
                         return Ok(());
@@ -219,8 +239,8 @@ impl Supervisor {
                 Input::Component(name, spec) => {
                     self.tell(&ToWorker::Component { name: name.clone(), spec: spec.clone(), served: None });
                     // Should the new version turn out to be broken, the old one serves on.
-                    let served = self.desired.components.get(&name).and_then(|known| known.served);
-                    let fate = served.map(|_| Fate::Ready);
+                    let served = self.desired.components.get(&name).and_then(|known| known.served.clone());
+                    let fate = served.as_ref().map(|_| Fate::Ready);
                     self.desired.components.insert(name, Component { spec: *spec, served, changed: true, fate });
                 }
                 Input::ComponentGone(name) => {
@@ -267,12 +287,12 @@ impl Supervisor {
         }
     }
 
-    fn remember(&mut self, component: &Name, result: Result<Digest, String>) {
+    fn remember(&mut self, component: &Name, result: Result<Served, String>) {
         let Some(known) = self.desired.components.get_mut(component) else { return };
         known.changed = false;
-        known.served = result.as_ref().ok().copied().or(known.served);
+        known.served = result.as_ref().ok().cloned().or(known.served.take());
         // What serves goes on serving: a broken new version does not take the old one's place.
-        let fate = match (known.served, result) {
+        let fate = match (&known.served, result) {
             (None, Err(message)) => Fate::Failed(message),
             _ => Fate::Ready,
         };
@@ -310,7 +330,7 @@ impl Supervisor {
     }
 
     fn tell_everything(&self) {
-        let Desired { settings, components, bindings } = &self.desired;
+        let Desired { settings, components, bindings, .. } = &self.desired;
         self.tell(&ToWorker::Settings(settings.clone()));
         // Bindings first: what becomes of a component is told for each binding that there is.
         // Many at once: thousands of messages would take longer than everything else.
@@ -328,7 +348,8 @@ impl Supervisor {
         }
         for (name, Component { spec, served, changed, .. }) in components {
             let (name, spec) = (name.clone(), Box::new(spec.clone()));
-            self.tell(&ToWorker::Component { name, spec, served: served.filter(|_| !changed) });
+            let served = served.as_ref().map(|served| served.version).filter(|_| !changed);
+            self.tell(&ToWorker::Component { name, spec, served });
         }
         self.tell(&ToWorker::Complete);
     }
@@ -357,6 +378,29 @@ impl Supervisor {
         if let Err(error) = thread::Builder::new().name("compile".into()).spawn(compile) {
             let reason = format!("a thread for the compiler cannot be started: {error}");
             _ = self.inputs.0.send(Input::Compiled(self.generation, id, Err(reason)));
+        }
+    }
+
+    /// Pulls an artifact, on a thread of its own. The worker never learns who we are at a registry.
+    fn pull(&self, id: u64, reference: Reference) {
+        let (inputs, generation) = (self.inputs(), self.generation);
+        let (registries, credentials) = (self.desired.registries.clone(), Arc::clone(&self.credentials));
+        let store = self.desired.settings.store.clone();
+        let pull = move || {
+            let pulled = registries.request(reference, store, true, &credentials);
+            let result = pulled.and_then(|request| {
+                child::pull(&request, |word| {
+                    if let Word::Warning(warning) = word {
+                        tracing::warn!(image = %request.reference, warning, "a pull went another way");
+                    }
+                })
+                .map_err(|failure| failure.to_string())
+            });
+            _ = inputs.send(Input::Pulled(generation, id, result));
+        };
+        if let Err(error) = thread::Builder::new().name("pull".into()).spawn(pull) {
+            let reason = format!("a thread for the pull cannot be started: {error}");
+            _ = self.inputs.0.send(Input::Pulled(self.generation, id, Err(reason)));
         }
     }
 
@@ -391,9 +435,9 @@ impl Supervisor {
         let (deaths, quarantined) = (*deaths, *deaths >= QUARANTINE);
         let mut names = Vec::new();
         for (name, component) in &mut self.desired.components {
-            if component.served == Some(culprit) {
+            if component.served.as_ref().is_some_and(|served| served.parts.contains(&culprit)) {
                 names.push(name.as_str());
-                component.served = component.served.filter(|_| !quarantined);
+                component.served = component.served.take().filter(|_| !quarantined);
             }
         }
         let components = names.join(", ");

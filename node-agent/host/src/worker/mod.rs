@@ -5,6 +5,7 @@
 //! supervisor, prepares components, and tells endpoints what to serve.
 
 mod prepare;
+mod queue;
 mod registry;
 mod room;
 
@@ -24,7 +25,7 @@ use std::{
 };
 
 use pillion_confine::Process;
-use pillion_protocol::{annotation::Port, pod::PodUid};
+use pillion_protocol::{annotation::Port, digest::Digest, pod::PodUid, reference::Reference};
 use pillion_sockets::{
     link::{Incoming, Link},
     listen,
@@ -33,11 +34,13 @@ use tokio::{
     runtime::{Builder, Handle},
     sync::{Semaphore, mpsc, watch},
     task::JoinSet,
+    time::Interval,
 };
 
 pub use self::room::listeners_max;
 use self::{
-    prepare::{LookedUp, Preparation, Prepared, Preparer, Unprepared},
+    prepare::{Failure, LookedUp, Preparation, Prepared, Preparer},
+    queue::Queue,
     registry::Registry,
     room::Room,
 };
@@ -49,7 +52,7 @@ use crate::{
         budget::{InstanceBudget, MemoryBudget, node_memory},
         cores, culprit,
     },
-    store::Library,
+    store::{Artifact, Library},
     supervisor::message::{Binding, Event, FromWorker, Settings, ToWorker},
 };
 
@@ -83,6 +86,21 @@ pub fn main() -> anyhow::Result<()> {
     ended
 }
 
+/// Artifacts that are pulled at once, and from one registry: one that hangs holds up nobody who asks another.
+const PULLS: usize = 8;
+const PULLS_EACH: usize = 4;
+
+/// How often it is looked whether the store holds too much, while it grows, and whether an artifact is to be pulled again.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// The next turn of a clock that there may not be.
+async fn next(clock: &mut Option<Interval>) {
+    match clock {
+        Some(clock) => _ = clock.tick().await,
+        None => std::future::pending().await,
+    }
+}
+
 struct Worker {
     settings: Settings,
     front: Handle,
@@ -93,11 +111,17 @@ struct Worker {
     registry: Registry,
     /// What is bound, by pod and port.
     endpoints: HashMap<(Option<PodUid>, Port), Arc<Endpoint>>,
-    /// Components to look up, and to compile: so many at once, the rest waits here. What takes long never holds up what does not.
+    /// Components to look up, artifacts to pull, code to compile: so many at once, the rest waits here. What takes long never holds
+    /// up what does not.
     to_look_up: VecDeque<Preparation>,
-    to_compile: VecDeque<Unprepared>,
     looking_up: JoinSet<LookedUp>,
-    compiling: JoinSet<Prepared>,
+    to_pull: Queue<Reference>,
+    pulling: JoinSet<(Reference, Result<Digest, Failure>)>,
+    to_compile: Queue<Artifact>,
+    compiling: JoinSet<(Artifact, Result<(), Failure>)>,
+    /// The store has grown since room was made in it; and that is to be done as soon as nothing is being prepared.
+    grown: bool,
+    room_due: bool,
     /// The supervisor has told everything.
     complete: bool,
 }
@@ -138,26 +162,35 @@ impl Worker {
             broken: broken_sender,
         });
         Ok(Self {
-            settings,
             front,
             shared,
             draining,
             broken,
-            preparer: Arc::new(Preparer::new(library, link)),
+            preparer: Arc::new(Preparer::new(library, link, settings.store_quota)),
             registry: Registry::default(),
             endpoints: HashMap::new(),
             to_look_up: VecDeque::new(),
-            to_compile: VecDeque::new(),
             looking_up: JoinSet::new(),
+            to_pull: Queue::new(PULLS),
+            pulling: JoinSet::new(),
+            to_compile: Queue::new(cores()),
             compiling: JoinSet::new(),
+            grown: true,
+            room_due: false,
             complete: false,
+            settings,
         })
     }
 
     async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Incoming<ToWorker>>) -> anyhow::Result<()> {
+        let every = |period| tokio::time::interval_at(tokio::time::Instant::now() + period, period);
+        let refresh = self.settings.tag_refresh.map(|span| span.get().max(Duration::from_secs(1)));
+        let mut refresh = refresh.map(every);
+        let mut look = every(LOOK);
         loop {
             self.start_preparations();
             self.report_when_decided();
+            self.make_room().await;
             tokio::select! {
                 biased;
                 incoming = inbox.recv() => match incoming {
@@ -173,10 +206,25 @@ impl Worker {
                 },
                 Some(looked_up) = self.looking_up.join_next() => match looked_up? {
                     LookedUp::Prepared(prepared) => self.prepared(prepared),
-                    LookedUp::Uncompiled(unprepared) => self.to_compile.push_back(unprepared),
+                    LookedUp::Unpulled(reference, preparation) => self.to_pull.push(reference, preparation),
+                    LookedUp::Uncompiled(artifact, preparation) => self.to_compile.push(artifact, preparation),
                 },
-                Some(prepared) = self.compiling.join_next() => self.prepared(prepared?),
+                Some(pulled) = self.pulling.join_next() => {
+                    let (reference, result) = pulled?;
+                    let waited = self.to_pull.done(&reference);
+                    self.go_on(waited, result, |waited, version| waited.version = Some(version));
+                }
+                Some(compiled) = self.compiling.join_next() => {
+                    let (artifact, result) = compiled?;
+                    let waited = self.to_compile.done(&artifact);
+                    self.go_on(waited, result, |waited, ()| waited.compiled = true);
+                }
                 Some(broken) = self.broken.recv() => self.to_look_up.extend(self.registry.broken(&broken)),
+                () = next(&mut refresh) => self.to_look_up.extend(self.registry.refresh()),
+                _ = look.tick(), if self.grown || self.registry.has_retries() => {
+                    self.to_look_up.extend(self.registry.retries(Instant::now()));
+                    self.room_due = self.grown;
+                }
             }
         }
     }
@@ -185,7 +233,7 @@ impl Worker {
         match incoming.message {
             ToWorker::Component { name, spec, served } => {
                 let wanted = self.registry.want(name, Arc::from(spec));
-                self.to_look_up.push_back(Preparation { served, ..wanted });
+                self.to_look_up.push_back(Preparation { version: served, ..wanted });
             }
             ToWorker::ComponentGone(name) => {
                 for event in self.registry.gone(&name) {
@@ -201,6 +249,7 @@ impl Worker {
                 }
             }
             ToWorker::Compiled { id, result } => self.preparer.compiled(id, result),
+            ToWorker::Pulled { id, result } => self.preparer.pulled(id, result),
             ToWorker::Complete => {
                 self.complete = true;
                 for event in self.registry.complete() {
@@ -252,17 +301,58 @@ impl Worker {
         {
             self.looking_up.spawn(Arc::clone(&self.preparer).look_up(preparation));
         }
-        while self.compiling.len() < cores()
-            && let Some(unprepared) = self.to_compile.pop_front()
-        {
-            self.compiling.spawn(Arc::clone(&self.preparer).compile(unprepared));
+        let may_pull = |reference: &Reference, begun: &[Reference]| {
+            begun.iter().filter(|begun| begun.registry() == reference.registry()).count() < PULLS_EACH
+        };
+        while let Some((reference, first)) = self.to_pull.begin(may_pull) {
+            let (preparer, component) = (Arc::clone(&self.preparer), first.name.clone());
+            self.pulling.spawn(async move {
+                let pulled = preparer.pull(reference.clone(), component).await;
+                (reference, pulled)
+            });
         }
+        while let Some((artifact, first)) = self.to_compile.begin(|_, _| true) {
+            let (preparer, component) = (Arc::clone(&self.preparer), first.name.clone());
+            self.compiling.spawn(async move {
+                let compiled = preparer.compile(artifact.clone(), component).await;
+                (artifact, compiled)
+            });
+        }
+    }
+
+    /// What preparations have waited for is done: they go on, or fail together.
+    fn go_on<T: Copy>(
+        &mut self,
+        waited: Vec<Preparation>,
+        result: Result<T, Failure>,
+        take_in: impl Fn(&mut Preparation, T),
+    ) {
+        self.grown = true;
+        for mut preparation in waited {
+            match &result {
+                Ok(done) => {
+                    take_in(&mut preparation, *done);
+                    self.to_look_up.push_back(preparation);
+                }
+                Err(failure) => self.prepared(Prepared { preparation, result: Err(failure.clone()) }),
+            }
+        }
+    }
+
+    /// Keeps the store within its quota. What is being prepared may need anything that is in it.
+    async fn make_room(&mut self) {
+        let busy = !self.to_look_up.is_empty() || !self.looking_up.is_empty();
+        if !self.room_due || busy || !self.to_pull.is_empty() || !self.to_compile.is_empty() {
+            return;
+        }
+        self.room_due = false;
+        self.grown = !Arc::clone(&self.preparer).make_room(self.registry.bound()).await;
     }
 
     fn prepared(&mut self, prepared: Prepared) {
         let component = prepared.preparation.name.clone();
         let result = match &prepared.result {
-            Ok(outcome) => Ok(outcome.version.digest),
+            Ok(outcome) => Ok(outcome.version.served()),
             Err(failure) => Err(failure.message.clone()),
         };
         let Some(events) = self.registry.decide(prepared) else { return };

@@ -1,14 +1,15 @@
-//! Preparing a component: its file into the store, its native code from the store or from a compiler, checked against its limits.
+//! Preparing a component: what its image holds into the store, its native code from the store or from a compiler, checked against its
+//! limits. What takes long, a pull or a compilation, is asked of the supervisor.
 
 use std::{
     collections::{HashMap, HashSet},
     os::fd::{AsFd, BorrowedFd},
     path::Path,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use pillion_protocol::{
@@ -16,16 +17,21 @@ use pillion_protocol::{
     digest::Digest,
     name::Name,
     quantity::ByteSize,
+    reference::Reference,
 };
 use pillion_sockets::link::Link;
 use tokio::sync::oneshot;
 
 use crate::{
     compiler::facts::Facts,
-    endpoint::Version,
-    store::{Artifact, Library, NativeCode, StoreError},
+    endpoint::{App, Part, Version},
+    registry::message::Pulled,
+    store::{Artifact, Library, NativeCode, Room, StoreError, Stored},
     supervisor::message::{Event, FromWorker, Reason},
 };
+
+/// A registry that could not be asked is left alone for so long by those that have something to serve.
+const AWAY: Duration = Duration::from_secs(30);
 
 /// A component to prepare.
 #[derive(Clone, Debug)]
@@ -37,14 +43,10 @@ pub(super) struct Preparation {
     pub(super) began: Instant,
     /// Native code that is on disk is not to be used.
     pub(super) anew: bool,
-    /// What is to be served, if it is in the store; else, what its file holds now.
-    pub(super) served: Option<Digest>,
-}
-
-/// A component whose native code is not on disk.
-pub(super) struct Unprepared {
-    preparation: Preparation,
-    artifact: Artifact,
+    /// What is to be served, if it is in the store; else, what its file holds or its tag leads to now.
+    pub(super) version: Option<Digest>,
+    /// Native code was made for it.
+    pub(super) compiled: bool,
 }
 
 /// What became of a preparation.
@@ -54,6 +56,7 @@ pub(super) struct Prepared {
 }
 
 /// A component that can be served.
+#[derive(Clone)]
 pub(super) struct Outcome {
     pub(super) version: Arc<Version>,
     /// Native code had to be made.
@@ -61,7 +64,7 @@ pub(super) struct Outcome {
 }
 
 /// Why a component cannot be served.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Failure {
     pub(super) reason: Reason,
     pub(super) message: String,
@@ -70,7 +73,10 @@ pub(super) struct Failure {
 /// What a look into the store gave.
 pub(super) enum LookedUp {
     Prepared(Prepared),
-    Uncompiled(Unprepared),
+    /// The artifact is not in the store, or it is to be looked whether the tag leads elsewhere now.
+    Unpulled(Reference, Preparation),
+    /// The native code of this component is not on disk.
+    Uncompiled(Artifact, Preparation),
 }
 
 /// Prepares components.
@@ -80,8 +86,14 @@ pub(super) struct Preparer {
     next: AtomicU64,
     /// What took workers down.
     quarantined: Mutex<HashSet<Digest>>,
-    /// Compilations that the supervisor was asked for.
-    asked: Mutex<HashMap<u64, oneshot::Sender<Result<Facts, String>>>>,
+    /// What the supervisor was asked for.
+    compilations: Mutex<HashMap<u64, oneshot::Sender<Result<Facts, String>>>>,
+    pulls: Mutex<HashMap<u64, oneshot::Sender<Result<Pulled, String>>>>,
+    /// Registries that could not be asked.
+    away: Mutex<HashMap<String, Instant>>,
+    /// The store as it was last looked through, and how much it may hold.
+    room: Mutex<Room>,
+    quota: u64,
 }
 
 impl Failure {
@@ -90,9 +102,23 @@ impl Failure {
     }
 }
 
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Preparer {
-    pub(super) fn new(library: Library, link: Link) -> Self {
-        Self { library, link, next: AtomicU64::new(0), quarantined: Mutex::default(), asked: Mutex::default() }
+    pub(super) fn new(library: Library, link: Link, quota: ByteSize) -> Self {
+        Self {
+            library,
+            link,
+            next: AtomicU64::new(0),
+            quarantined: Mutex::default(),
+            compilations: Mutex::default(),
+            pulls: Mutex::default(),
+            away: Mutex::default(),
+            room: Mutex::default(),
+            quota: quota.get(),
+        }
     }
 
     /// Sends to the supervisor. It has gone only if we are about to end.
@@ -102,101 +128,198 @@ impl Preparer {
         }
     }
 
-    /// Stores the component's file and looks for its native code.
+    /// Looks for what the component's image holds, and for its native code.
     pub(super) async fn look_up(self: Arc<Self>, preparation: Preparation) -> LookedUp {
-        let Image::Path(path) = preparation.spec.image.clone();
-        let (anew, served) = (preparation.anew, preparation.served);
-        let preparer = Arc::clone(&self);
-        let found = blocking(move || {
-            let library = &preparer.library;
-            let (artifact, native) = match served.and_then(|digest| library.find_again(digest)) {
-                Some(found) => found,
-                None => library.find(Path::new(&path))?,
-            };
-            if let Some(native) = native.as_ref().filter(|_| anew) {
-                library.forget(&artifact, native);
-            }
-            Ok((artifact, native.filter(|_| !anew)))
-        })
-        .await;
-        if let Ok((artifact, _)) = &found
-            && self.is_quarantined(artifact.digest)
-        {
-            let message = "it took the host's worker down, more than once: it is not run again until it is another one, or the host is started anew";
-            let result = Err(Failure::new(Reason::Quarantined, message));
-            return LookedUp::Prepared(Prepared { preparation, result });
-        }
-        match found {
-            Ok((artifact, None)) => LookedUp::Uncompiled(Unprepared { preparation, artifact }),
-            Ok((artifact, Some(native))) => {
-                let result = outcome(&preparation.spec, &artifact, native, false);
-                LookedUp::Prepared(Prepared { preparation, result })
-            }
-            Err(failure) => LookedUp::Prepared(Prepared { preparation, result: Err(failure) }),
-        }
+        let (preparer, asked) = (Arc::clone(&self), preparation.clone());
+        let found = blocking(move || preparer.look(asked)).await;
+        found.unwrap_or_else(|failure| LookedUp::Prepared(Prepared { preparation, result: Err(failure) }))
     }
 
-    /// Has the component compiled.
-    pub(super) async fn compile(self: Arc<Self>, unprepared: Unprepared) -> Prepared {
-        let Unprepared { preparation, artifact } = unprepared;
-        let (component, digest) = (preparation.name.clone(), artifact.digest);
-        self.report(Event::Compiling { component, digest });
-        let result = match self.native_code(&artifact).await {
-            Ok(native) => outcome(&preparation.spec, &artifact, native, true),
-            Err(failure) => Err(failure),
+    fn look(&self, mut preparation: Preparation) -> Result<LookedUp, StoreError> {
+        let Some(stored) = self.stored(&preparation)? else {
+            return Ok(match &preparation.spec.image {
+                Image::Reference(reference) => LookedUp::Unpulled(reference.clone(), preparation),
+                Image::Path(_) => LookedUp::Prepared(failed(preparation, Reason::Image, "it is not in the store")),
+            });
         };
-        Prepared { preparation, result }
+        if stored.artifacts.iter().any(|artifact| self.is_quarantined(artifact.digest)) {
+            let message = "it took the host's worker down, more than once: it is not run again until it is another one, or the host is started anew";
+            return Ok(LookedUp::Prepared(failed(preparation, Reason::Quarantined, message)));
+        }
+        // Code that this node made before is checked when it is first loaded: with thousands of components, reading all of them would
+        // keep callers waiting.
+        let checked = preparation.version.is_some();
+        if std::mem::take(&mut preparation.anew) {
+            stored.artifacts.iter().for_each(|artifact| self.library.forget(artifact));
+        }
+        // From here on it is about this version, whatever becomes of the file or the tag.
+        preparation.version = Some(stored.version);
+        let mut natives = Vec::with_capacity(stored.artifacts.len());
+        for artifact in &stored.artifacts {
+            match self.library.native(artifact, checked) {
+                Some(native) => natives.push(native),
+                None => return Ok(LookedUp::Uncompiled(artifact.clone(), preparation)),
+            }
+        }
+        let result = outcome(&preparation, stored, natives);
+        Ok(LookedUp::Prepared(Prepared { preparation, result }))
     }
 
-    async fn native_code(self: &Arc<Self>, artifact: &Artifact) -> Result<NativeCode, Failure> {
-        let job = self.library.job(artifact).map_err(|error| Failure::new(Reason::Image, error))?;
+    /// What the image holds, if it is in the store.
+    fn stored(&self, preparation: &Preparation) -> Result<Option<Stored>, StoreError> {
+        let library = &self.library;
+        match &preparation.spec.image {
+            Image::Path(path) => {
+                let known = preparation.version.and_then(|digest| library.artifact(digest));
+                known.map_or_else(|| library.add(Path::new(path)), Ok).map(|artifact| Some(artifact.into()))
+            }
+            Image::Reference(reference) => {
+                let version = preparation.version.or(reference.digest()).or_else(|| self.known_while_away(reference));
+                Ok(version.and_then(|version| library.image(version)))
+            }
+        }
+    }
+
+    /// What the tag led to, while its registry cannot be asked.
+    fn known_while_away(&self, reference: &Reference) -> Option<Digest> {
+        let since = locked(&self.away).get(reference.registry()).copied()?;
+        if since.elapsed() > AWAY {
+            return None;
+        }
+        self.library.tag(reference)
+    }
+
+    /// Has an artifact pulled, for a component among others.
+    pub(super) async fn pull(self: Arc<Self>, reference: Reference, component: Name) -> Result<Digest, Failure> {
+        let Room { held, .. } = *locked(&self.room);
+        if held > self.quota {
+            let [held, quota] = [held, self.quota].map(ByteSize::bytes);
+            let message = format!(
+                "{reference}: the store is full: all of its {held} are in use, its quota is {quota} (--store-quota)"
+            );
+            return Err(Failure::new(Reason::Image, message));
+        }
+        let (id, receiver) = self.ask(&self.pulls);
+        self.report(Event::Pulling { component: component.clone(), image: reference.clone() });
+        self.send(&FromWorker::Pull { id, reference: reference.clone() }, &[]);
+        let answer = receiver.await.unwrap_or_else(|_| Err("the supervisor is gone".into()));
+        let pulled = answer.map_err(|error| Failure::new(Reason::Image, error))?;
+        let mut away = locked(&self.away);
+        if pulled.stale {
+            away.insert(reference.registry().to_owned(), Instant::now());
+        } else {
+            away.remove(reference.registry());
+        }
+        drop(away);
+        self.report(Event::Pulled {
+            component,
+            image: reference,
+            digest: pulled.digest,
+            bytes: pulled.bytes,
+            stale: pulled.stale,
+            resolve_seconds: pulled.resolve.as_secs_f64(),
+            pull_seconds: pulled.pull.as_secs_f64(),
+            verify_seconds: pulled.verify.as_secs_f64(),
+        });
+        Ok(pulled.digest)
+    }
+
+    /// Has a component compiled; its native code is in the store then.
+    pub(super) async fn compile(self: Arc<Self>, artifact: Artifact, component: Name) -> Result<(), Failure> {
+        self.report(Event::Compiling { component, digest: artifact.digest });
+        let job = self.library.job(&artifact).map_err(|error| Failure::new(Reason::Image, error))?;
         let descriptors = job.descriptors().map_err(|error| Failure::new(Reason::Image, error))?;
-        let id = self.next.fetch_add(1, Relaxed);
-        let (sender, receiver) = oneshot::channel();
-        self.asked().insert(id, sender);
+        let (id, receiver) = self.ask(&self.compilations);
         self.send(&FromWorker::Compile { id }, &descriptors.each_ref().map(AsFd::as_fd));
         let answer = receiver.await.unwrap_or_else(|_| Err("the supervisor is gone".into()));
         let facts = answer.map_err(|error| Failure::new(Reason::Component, error))?;
-        let (preparer, artifact) = (Arc::clone(self), artifact.clone());
+        let preparer = Arc::clone(&self);
         blocking(move || preparer.library.finish(&artifact, job, facts)).await
+    }
+
+    /// Removes from the store what was not used for longest, until its quota is kept; nothing of `bound`. False if it has to be tried
+    /// again, because somebody else uses the store.
+    pub(super) async fn make_room(self: Arc<Self>, bound: HashSet<Digest>) -> bool {
+        let preparer = Arc::clone(&self);
+        let made = tokio::task::spawn_blocking(move || preparer.library.make_room(preparer.quota, &bound));
+        let Ok(Some(room)) = made.await else { return false };
+        if room.freed > 0 {
+            tracing::info!(
+                freed = room.freed,
+                held = room.held,
+                quota = self.quota,
+                "what was not used for longest left the store"
+            );
+        }
+        if room.held > self.quota {
+            tracing::warn!(
+                held = room.held,
+                quota = self.quota,
+                "the store holds more than its quota, and all of it is in use"
+            );
+        }
+        *locked(&self.room) = room;
+        true
     }
 
     /// What has this digest is not to be run.
     pub(super) fn quarantine(&self, digest: Digest) {
-        self.quarantined.lock().unwrap_or_else(PoisonError::into_inner).insert(digest);
+        locked(&self.quarantined).insert(digest);
     }
 
     fn is_quarantined(&self, digest: Digest) -> bool {
-        self.quarantined.lock().unwrap_or_else(PoisonError::into_inner).contains(&digest)
+        locked(&self.quarantined).contains(&digest)
     }
 
     /// Takes in what the supervisor says of a compilation.
     pub(super) fn compiled(&self, id: u64, result: Result<Facts, String>) {
-        if let Some(asked) = self.asked().remove(&id) {
-            _ = asked.send(result);
-        }
+        answer(&self.compilations, id, result);
     }
 
-    fn asked(&self) -> std::sync::MutexGuard<'_, HashMap<u64, oneshot::Sender<Result<Facts, String>>>> {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Takes in what the supervisor says of a pull.
+    pub(super) fn pulled(&self, id: u64, result: Result<Pulled, String>) {
+        answer(&self.pulls, id, result);
+    }
+
+    fn ask<T>(&self, asked: &Mutex<HashMap<u64, oneshot::Sender<T>>>) -> (u64, oneshot::Receiver<T>) {
+        let id = self.next.fetch_add(1, Relaxed);
+        let (sender, receiver) = oneshot::channel();
+        locked(asked).insert(id, sender);
+        (id, receiver)
     }
 }
 
+fn answer<T>(asked: &Mutex<HashMap<u64, oneshot::Sender<T>>>, id: u64, result: T) {
+    if let Some(sender) = locked(asked).remove(&id) {
+        _ = sender.send(result);
+    }
+}
+
+/// A preparation that came to nothing.
+pub(super) fn failed(preparation: Preparation, reason: Reason, error: impl ToString) -> Prepared {
+    Prepared { preparation, result: Err(Failure::new(reason, error)) }
+}
+
 /// Checks what the component is against its limits.
-fn outcome(
-    spec: &Arc<ComponentSpec>,
-    artifact: &Artifact,
-    native: NativeCode,
-    compiled: bool,
-) -> Result<Outcome, Failure> {
-    let (needs, limit) = (native.memory_minimum, spec.limits.memory.get());
-    if needs > limit.get() {
+fn outcome(preparation: &Preparation, stored: Stored, natives: Vec<NativeCode>) -> Result<Outcome, Failure> {
+    let Preparation { spec, compiled, .. } = preparation;
+    let limit = spec.limits.memory.get();
+    if let Some(needs) = natives.iter().map(|native| native.memory_minimum).find(|&needs| needs > limit.get()) {
         let needs = ByteSize::bytes(needs);
         let message = format!("the component needs at least {needs} of memory, its limits.memory is {limit}");
         return Err(Failure::new(Reason::Limits, message));
     }
-    let version = Version { digest: artifact.digest, native: Arc::new(native), spec: Arc::clone(spec) };
-    Ok(Outcome { version: Arc::new(version), compiled })
+    let parts = stored.artifacts.iter().map(|artifact| artifact.digest).zip(natives);
+    let parts: Vec<_> = parts.map(|(digest, native)| Part { digest, native: Arc::new(native), own: None }).collect();
+    let (parts, app) = match stored.app {
+        None => (parts, None),
+        Some(app) => {
+            let (app, parts) = App::new(app, parts, spec).map_err(|error| Failure::new(Reason::Component, error))?;
+            (parts, Some(Box::new(app)))
+        }
+    };
+    let version = Version { digest: stored.version, spec: Arc::clone(spec), parts: parts.into(), app };
+    Ok(Outcome { version: Arc::new(version), compiled: *compiled })
 }
 
 /// Does what waits for the disk on a thread for that.

@@ -1,10 +1,15 @@
 //! What the worker knows: components, their states, the bindings of each. Decides, and does no IO.
 
-use std::{collections::HashMap, sync::Arc, time::Instant};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use pillion_protocol::{
     annotation::Port,
-    component::{ComponentSpec, Limits},
+    component::{ComponentSpec, Image, Limits},
+    digest::Digest,
     name::Name,
     pod::PodUid,
 };
@@ -31,6 +36,27 @@ struct Known {
     wanted: Option<Wanted>,
     /// The native code of what is served was compiled for this worker.
     made_here: bool,
+    /// Its artifact could not be pulled, and when that is tried again.
+    retry: Option<Retry>,
+}
+
+/// How often something failed in a row, and when it is tried again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Retry {
+    failures: u32,
+    at: Instant,
+}
+
+/// After the first failure, and at most.
+const RETRY: Duration = Duration::from_secs(10);
+const RETRY_AT_MOST: Duration = Duration::from_secs(300);
+
+impl Retry {
+    fn after(before: Option<Self>, now: Instant) -> Self {
+        let failures = before.map_or(0, |retry| retry.failures).saturating_add(1);
+        let pause = RETRY.saturating_mul(1 << (failures - 1).min(16)).min(RETRY_AT_MOST);
+        Self { failures, at: now + pause }
+    }
 }
 
 struct Wanted {
@@ -42,7 +68,7 @@ struct Wanted {
 
 impl Known {
     fn new(state: State) -> Self {
-        Self { state: watch::Sender::new(state), bindings: Vec::new(), wanted: None, made_here: false }
+        Self { state: watch::Sender::new(state), bindings: Vec::new(), wanted: None, made_here: false, retry: None }
     }
 
     fn fail_unknown(&self, name: &Name) -> Vec<Event> {
@@ -62,7 +88,7 @@ impl Registry {
             known.state.send_replace(preparing);
         }
         known.wanted = Some(Wanted { spec: Arc::clone(&spec), generation, decided: false });
-        Preparation { name, spec, generation, began: Instant::now(), anew: false, served: None }
+        Preparation { name, spec, generation, began: Instant::now(), anew: false, version: None, compiled: false }
     }
 
     /// A component's native code cannot be loaded: it has to be made anew, unless that is being done. If the engine refuses what
@@ -71,7 +97,7 @@ impl Registry {
         let Broken { component, why, refused } = broken;
         let known = self.components.get_mut(component)?;
         let wanted = known.wanted.as_ref().filter(|wanted| wanted.decided)?;
-        let served = match &*known.state.borrow() {
+        let version = match &*known.state.borrow() {
             State::Ready(version) => Some(version.digest),
             _ => None,
         };
@@ -80,7 +106,45 @@ impl Registry {
             return None;
         }
         let spec = Arc::clone(&wanted.spec);
-        Some(Preparation { anew: true, served, ..self.want(component.clone(), spec) })
+        Some(Preparation { anew: true, version, ..self.want(component.clone(), spec) })
+    }
+
+    /// Components whose tags may lead elsewhere by now, unless one of their preparations is on its way.
+    pub(super) fn refresh(&mut self) -> Vec<Preparation> {
+        let has_tag =
+            |spec: &ComponentSpec| matches!(&spec.image, Image::Reference(reference) if reference.digest().is_none());
+        let due = |(name, known): (&Name, &Known)| {
+            let wanted = known.wanted.as_ref().filter(|wanted| wanted.decided && has_tag(&wanted.spec))?;
+            Some((name.clone(), Arc::clone(&wanted.spec)))
+        };
+        let due: Vec<_> = self.components.iter().filter_map(due).collect();
+        due.into_iter().map(|(name, spec)| self.want(name, spec)).collect()
+    }
+
+    /// Whether an artifact is to be pulled again some time.
+    pub(super) fn has_retries(&self) -> bool {
+        self.components.values().any(|known| known.retry.is_some())
+    }
+
+    /// Components whose artifacts are to be pulled again now.
+    pub(super) fn retries(&mut self, now: Instant) -> Vec<Preparation> {
+        let due = |(name, known): (&Name, &Known)| {
+            let wanted = known.wanted.as_ref().filter(|wanted| wanted.decided)?;
+            known.retry.filter(|retry| retry.at <= now).map(|_| (name.clone(), Arc::clone(&wanted.spec)))
+        };
+        let due: Vec<_> = self.components.iter().filter_map(due).collect();
+        due.into_iter().map(|(name, spec)| self.want(name, spec)).collect()
+    }
+
+    /// What is served: the digests of components and of their native code.
+    pub(super) fn bound(&self) -> HashSet<Digest> {
+        let mut bound = HashSet::new();
+        for known in self.components.values() {
+            if let State::Ready(version) = &*known.state.borrow() {
+                bound.extend(version.parts.iter().flat_map(|part| [part.digest, part.native.digest()]));
+            }
+        }
+        bound
     }
 
     /// A binding; gives where its component's state is told. Requests are held until the component is known, or known not to be.
@@ -126,6 +190,13 @@ impl Registry {
             // A newer one is on its way.
             _ => return None,
         }
+        let of_registry = matches!(preparation.spec.image, Image::Reference(_));
+        known.retry = match &result {
+            Err(Failure { reason: Reason::Image, .. }) if of_registry => {
+                Some(Retry::after(known.retry, Instant::now()))
+            }
+            _ => None,
+        };
         let now = known.state.borrow().clone();
         if let (State::Ready(now), Ok(Outcome { version, compiled: false })) = (&now, &result)
             && now.digest == version.digest
@@ -238,6 +309,23 @@ mod tests {
         assert!(again.anew, "a file that was damaged since is made again");
         registry.decide(unprepared(&again, "x"));
         assert!(registry.broken(&broken(true)).is_none(), "an engine that refuses it would do so again");
+    }
+
+    #[test]
+    fn an_artifact_that_cannot_be_pulled_is_tried_again_ever_more_rarely() {
+        let mut registry = Registry::default();
+        let image = Image::Reference("r.example/a:1".parse().unwrap());
+        let mut next = registry.want("a".parse().unwrap(), Arc::new(ComponentSpec::new(image)));
+        let begin = Instant::now();
+        for seconds in [10, 20, 40, 80, 160, 300, 300] {
+            let result = Err(Failure { reason: Reason::Image, message: "away".into() });
+            registry.decide(Prepared { preparation: next, result });
+            assert!(registry.has_retries() && registry.retries(begin + Duration::from_secs(seconds - 1)).is_empty());
+            next = registry.retries(Instant::now() + Duration::from_secs(seconds)).pop().unwrap();
+            assert!(registry.retries(Instant::now() + Duration::from_secs(seconds)).is_empty(), "it is on its way");
+        }
+        registry.decide(unprepared(&next, "it was pulled, and cannot be served"));
+        assert!(!registry.has_retries());
     }
 
     #[test]

@@ -1,0 +1,99 @@
+//! Other programs, run to their end: what they are told, what they say, and for how long.
+
+use std::{
+    fs::File,
+    io::{self, Read, Write},
+    os::fd::{AsFd, OwnedFd},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::{Duration, Instant},
+};
+
+use rustix::event::{PollFd, PollFlags, poll};
+
+/// The longest line that is kept, in bytes; what is longer is cut.
+const LINE: usize = 1 << 20;
+
+/// Hands over each line that comes out of `pipe`, until its end.
+///
+/// # Errors
+///
+/// [`io::ErrorKind::TimedOut`] after `within`; what the kernel says.
+pub fn lines(pipe: OwnedFd, within: Duration, mut each: impl FnMut(&str)) -> io::Result<()> {
+    let (mut pipe, deadline) = (File::from(pipe), Instant::now() + within);
+    let (mut line, mut buffer) = (Vec::new(), [0; 4096]);
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = left.try_into().map_err(|_| io::ErrorKind::InvalidInput)?;
+        match poll(&mut [PollFd::new(&pipe.as_fd(), PollFlags::IN)], Some(&left)) {
+            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(error) => return Err(error.into()),
+        }
+        let read = pipe.read(&mut buffer)?;
+        for &byte in buffer.get(..read).unwrap_or_default() {
+            match byte {
+                b'\n' => each(&String::from_utf8_lossy(&std::mem::take(&mut line))),
+                _ if line.len() < LINE => line.push(byte),
+                _ => {}
+            }
+        }
+        if read == 0 {
+            if !line.is_empty() {
+                each(&String::from_utf8_lossy(&line));
+            }
+            return Ok(());
+        }
+    }
+}
+
+/// Runs a program to its end: tells it `input`, and hands over each line that it says on standard output.
+///
+/// # Errors
+///
+/// A program that cannot be started; [`io::ErrorKind::TimedOut`] after `within`, and then it is ended.
+pub fn run(mut command: Command, input: &[u8], within: Duration, each: impl FnMut(&str)) -> io::Result<ExitStatus> {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    let spoken = speak(&mut child, input, within, each);
+    if spoken.is_err() {
+        _ = child.kill();
+    }
+    let status = child.wait()?;
+    spoken.map(|()| status)
+}
+
+fn speak(child: &mut Child, input: &[u8], within: Duration, each: impl FnMut(&str)) -> io::Result<()> {
+    if let Some(mut stdin) = child.stdin.take() {
+        // One that ends before it has heard everything says why itself.
+        match stdin.write_all(input) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
+            _ => {}
+        }
+    }
+    child.stdout.take().map_or(Ok(()), |stdout| lines(stdout.into(), within, each))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str, input: &str, within: Duration) -> io::Result<(ExitStatus, Vec<String>)> {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]);
+        let mut said = Vec::new();
+        let status = run(command, input.as_bytes(), within, |line| said.push(line.to_owned()))?;
+        Ok((status, said))
+    }
+
+    #[test]
+    fn a_program_is_told_and_heard_to_its_end() {
+        let (status, said) = shell("cat; printf '\\nlast'; exit 3", "one\ntwo", Duration::from_secs(10)).unwrap();
+        assert_eq!((status.code(), said), (Some(3), ["one", "two", "last"].map(String::from).to_vec()));
+    }
+
+    #[test]
+    fn one_that_does_not_end_is_ended() {
+        let error = shell("exec sleep 60", "", Duration::from_millis(50)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+}

@@ -1,0 +1,355 @@
+//! One registry, as the puller and the pusher ask it. Each question is bounded in time, in memory, and in how often it is asked.
+
+use std::{error::Error, time::Duration};
+
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use oci_client::{
+    Client, Reference as OciReference, RegistryOperation,
+    client::{BlobResponse, Certificate, CertificateEncoding, ClientConfig, ClientProtocol},
+    errors::{OciDistributionError, OciEnvelope, OciErrorCode},
+    manifest::{
+        IMAGE_MANIFEST_LIST_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE, OCI_IMAGE_INDEX_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE,
+        OciDescriptor,
+    },
+    secrets::RegistryAuth,
+};
+use pillion_protocol::{digest::Digest, reference::Reference};
+use tokio::time::timeout;
+
+use super::{
+    manifest::{Blob, MAX_DOCUMENT, shown},
+    message::{Login, Source},
+    retry::{Passes, Problem, again},
+};
+
+/// What this process may grow by while a whole answer is read into memory, which the library does without a bound.
+const GROWTH: u64 = 16 * MAX_DOCUMENT;
+
+/// How often it is looked how much it grew.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// A registry that is asked.
+pub struct Registry {
+    client: Client,
+    source: Source,
+    /// How long it may say nothing.
+    timeout: Duration,
+}
+
+/// A blob on its way.
+pub struct Incoming {
+    /// Its bytes.
+    pub bytes: std::pin::Pin<Box<dyn Stream<Item = Result<Bytes, std::io::Error>> + Send>>,
+    /// The byte that it begins with.
+    pub from: u64,
+    /// How many bytes the registry says will come.
+    pub length: Option<u64>,
+}
+
+impl Registry {
+    /// A client for one registry. Nobody is asked yet.
+    ///
+    /// # Errors
+    ///
+    /// Certificates that are none.
+    pub fn new(source: Source, timeout: Duration) -> Result<Self, Problem> {
+        // Once for a process; that it is set already is no fault.
+        _ = tokio_rustls::rustls::crypto::ring::default_provider().install_default();
+        let protocol = match source.plain_http {
+            true => ClientProtocol::HttpsExcept(vec![source.registry.clone()]),
+            false => ClientProtocol::Https,
+        };
+        let pem = |ca: &String| Certificate { encoding: CertificateEncoding::Pem, data: ca.clone().into_bytes() };
+        // Where the system has no certificates, as in an empty container, these are those of browsers.
+        let der = |root: &[u8]| Certificate { encoding: CertificateEncoding::Der, data: root.to_vec() };
+        let roots = webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().map(|root| der(root));
+        let extra_root_certificates = match source.plain_http {
+            true => Vec::new(),
+            false => source.ca.iter().map(pem).chain(roots).collect(),
+        };
+        let config = ClientConfig {
+            protocol,
+            extra_root_certificates,
+            // An index picks nothing by accident.
+            platform_resolver: None,
+            connect_timeout: Some(timeout),
+            read_timeout: Some(timeout),
+            user_agent: concat!("pillion/", env!("CARGO_PKG_VERSION")),
+            ..ClientConfig::default()
+        };
+        let client = Client::try_from(config)
+            .map_err(|error| Problem::lasting(format!("its certificates: {}", chain(&error))))?;
+        Ok(Self { client, source, timeout })
+    }
+
+    /// The same, with another time.
+    #[must_use]
+    pub fn with_timeout(self, timeout: Duration) -> Self {
+        Self { timeout, ..self }
+    }
+
+    fn reference(&self, reference: &Reference) -> Result<OciReference, Problem> {
+        let text = reference.in_registry(&self.source.registry).to_string();
+        text.parse().map_err(|error| Problem::lasting(format!("{text}: {error}")))
+    }
+
+    fn auth(&self) -> RegistryAuth {
+        match &self.source.login {
+            Login::Anonymous => RegistryAuth::Anonymous,
+            Login::Basic { username, password } => RegistryAuth::Basic(username.clone(), password.clone()),
+        }
+    }
+
+    /// Finds out who we are, so that what is wrong with that is said by its name.
+    ///
+    /// # Errors
+    ///
+    /// Nobody there; credentials that are refused.
+    pub async fn log_in(&self, reference: &Reference, operation: RegistryOperation, once: bool) -> Result<(), Problem> {
+        let reference = self.reference(reference)?;
+        let auth = self.auth();
+        let ask = async || self.bounded(self.client.auth(&reference, &auth, operation)).await.map(|_| ());
+        if once { ask().await } else { again(ask).await }
+    }
+
+    /// The digest that the reference's tag leads to. `once`: asked once and no more.
+    ///
+    /// # Errors
+    ///
+    /// See [`Problem`].
+    pub async fn digest(&self, reference: &Reference, once: bool) -> Result<Digest, Problem> {
+        let reference = self.reference(reference)?;
+        let auth = self.auth();
+        let ask = async || self.bounded(self.client.fetch_manifest_digest(&reference, &auth)).await;
+        let digest = if once { ask().await } else { again(ask).await }?;
+        digest.parse().map_err(|error| Problem::lasting(format!("{error}")))
+    }
+
+    /// The manifest with this digest.
+    ///
+    /// # Errors
+    ///
+    /// See [`Problem`]; other bytes than the digest's.
+    pub async fn manifest(&self, reference: &Reference, digest: Digest) -> Result<Bytes, Problem> {
+        const ACCEPTED: [&str; 4] = [
+            OCI_IMAGE_MEDIA_TYPE,
+            IMAGE_MANIFEST_MEDIA_TYPE,
+            OCI_IMAGE_INDEX_MEDIA_TYPE,
+            IMAGE_MANIFEST_LIST_MEDIA_TYPE,
+        ];
+        let reference = self.reference(&reference.at(digest))?;
+        let auth = self.auth();
+        let ask = async || self.bounded(self.client.pull_manifest_raw(&reference, &auth, &ACCEPTED)).await;
+        // The library has compared the digest.
+        again(ask).await.map(|(manifest, _)| manifest)
+    }
+
+    /// Asks for a blob from byte `from` on.
+    ///
+    /// # Errors
+    ///
+    /// See [`Problem`].
+    pub async fn blob(&self, reference: &Reference, blob: &Blob, from: u64) -> Result<Incoming, Problem> {
+        let reference = self.reference(reference)?;
+        let descriptor = OciDescriptor {
+            digest: blob.digest.to_string(),
+            size: i64::try_from(blob.size).unwrap_or(i64::MAX),
+            ..OciDescriptor::default()
+        };
+        self.client.store_auth_if_needed(reference.resolve_registry(), &self.auth()).await;
+        let asked = self.bounded(self.client.pull_blob_stream_partial(&reference, &descriptor, from, None)).await?;
+        let (stream, from) = match asked {
+            BlobResponse::Partial(stream) => (stream, from),
+            // It does not know how to begin in the middle.
+            BlobResponse::Full(stream) => (stream, 0),
+        };
+        Ok(Incoming { length: stream.content_length, bytes: stream.boxed(), from })
+    }
+
+    /// Pushes a blob.
+    ///
+    /// # Errors
+    ///
+    /// See [`Problem`].
+    pub async fn push_blob(&self, reference: &Reference, bytes: Bytes, digest: Digest) -> Result<(), Problem> {
+        let reference = self.reference(reference)?;
+        let digest = digest.to_string();
+        let push = async || {
+            let there = self.answered(self.client.blob_exists(&reference, &digest)).await?;
+            if !there {
+                self.answered(self.client.push_blob(&reference, bytes.clone(), &digest)).await?;
+            }
+            Ok(())
+        };
+        again(push).await
+    }
+
+    /// Pushes a manifest, under its tag.
+    ///
+    /// # Errors
+    ///
+    /// See [`Problem`].
+    pub async fn push_manifest(&self, reference: &Reference, manifest: &[u8]) -> Result<(), Problem> {
+        let reference = self.reference(reference)?;
+        let kind = http::HeaderValue::from_static(OCI_IMAGE_MEDIA_TYPE);
+        let push = async || {
+            self.answered(self.client.push_manifest_raw(&reference, manifest.to_vec(), kind.clone())).await.map(|_| ())
+        };
+        again(push).await
+    }
+
+    /// An answer within the time.
+    async fn bounded<T>(&self, ask: impl Future<Output = Result<T, OciDistributionError>>) -> Result<T, Problem> {
+        let small = async {
+            let most = resident().saturating_add(GROWTH);
+            while resident() <= most {
+                tokio::time::sleep(LOOK).await;
+            }
+        };
+        tokio::select! {
+            answer = timeout(self.timeout, self.answered(ask)) => answer.map_err(|_| self.late())?,
+            () = small => Err(Problem::lasting(format!("its answer is too large: at most {MAX_DOCUMENT} bytes are allowed"))),
+        }
+    }
+
+    fn late(&self) -> Problem {
+        Problem::passing(format!("no whole answer within {}", humantime::format_duration(self.timeout)))
+    }
+
+    async fn answered<T>(&self, ask: impl Future<Output = Result<T, OciDistributionError>>) -> Result<T, Problem> {
+        match ask.await {
+            Ok(answer) => Ok(answer),
+            Err(error) => {
+                let url = limiting_url(&error).map(str::to_owned);
+                let problem = self.problem(error);
+                Err(match url {
+                    Some(url) => self.when_again(problem, &url).await,
+                    None => problem,
+                })
+            }
+        }
+    }
+
+    /// The library keeps no answer's headers, so how long to wait is asked for once more, without saying who we are.
+    async fn when_again(&self, problem: Problem, url: &str) -> Problem {
+        let asked = async {
+            let mut client =
+                reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).timeout(self.timeout);
+            if let Some(ca) = &self.source.ca {
+                client = client.tls_certs_merge(reqwest::Certificate::from_pem(ca.as_bytes()));
+            }
+            client.build()?.head(url).send().await
+        };
+        let said = asked
+            .await
+            .ok()
+            .and_then(|answer| answer.headers().get(http::header::RETRY_AFTER)?.to_str().ok()?.parse().ok());
+        said.map_or(problem.clone(), |seconds| Problem {
+            passes: Passes::After(Duration::from_secs(seconds)),
+            ..problem
+        })
+    }
+
+    /// What an error of the library means, without what must not be told.
+    fn problem(&self, error: OciDistributionError) -> Problem {
+        let registry = &self.source.registry;
+        let problem = match error {
+            OciDistributionError::RequestError(error) if error.is_timeout() => self.late(),
+            OciDistributionError::RequestError(error) => {
+                // Where a redirect has led to may have a signature in it.
+                let text = chain(&error.without_url());
+                if text.contains("UnknownIssuer") {
+                    Problem::lasting(format!(
+                        "{text}; give its authority's certificate: registries.{registry:?}.ca in the registries file"
+                    ))
+                } else if text.contains("InvalidContentType") {
+                    Problem::lasting(format!(
+                        "it does not speak TLS; if that is meant: --plain-http {registry}, or plainHttp in the registries file"
+                    ))
+                } else if text.contains("certificate") {
+                    Problem::lasting(text)
+                } else {
+                    Problem::passing(text)
+                }
+            }
+            OciDistributionError::IoError(error) => Problem::passing(chain(&error)),
+            OciDistributionError::ServerError { code, message, .. } => {
+                let text = format!("HTTP {code}: {}", shown(&message));
+                if code == 429 || code == 408 || code >= 500 { Problem::passing(text) } else { Problem::lasting(text) }
+            }
+            OciDistributionError::RegistryError { envelope, .. } => {
+                let words = envelope
+                    .errors
+                    .iter()
+                    .take(3)
+                    .map(|error| format!("{}: {}", code(&error.code), shown(&error.message)));
+                let text = words.collect::<Vec<_>>().join("; ");
+                if is_limiting(&envelope) { Problem::passing(text) } else { Problem::lasting(text) }
+            }
+            OciDistributionError::UnauthorizedError { .. } => Problem::lasting(match &self.source.login {
+                Login::Anonymous => {
+                    "HTTP 401: it wants to know who asks, and there are no credentials for it".to_owned()
+                }
+                Login::Basic { username, .. } => {
+                    format!("HTTP 401: the credentials of {:?} are refused", shown(username))
+                }
+            }),
+            OciDistributionError::AuthenticationFailure(reason) => {
+                Problem::lasting(format!("its token server gives no token: {}", shown(&reason)))
+            }
+            other => Problem::lasting(shown(&chain(&other))),
+        };
+        Problem { text: self.without_secrets(problem.text), ..problem }
+    }
+
+    /// Whoever we talk to may say back what it was told.
+    fn without_secrets(&self, text: String) -> String {
+        match &self.source.login {
+            Login::Basic { password, .. } if !password.is_empty() => text.replace(password.as_str(), "***"),
+            _ => text,
+        }
+    }
+}
+
+/// Where a registry says that it is asked too much, and may say when to ask again.
+fn limiting_url(error: &OciDistributionError) -> Option<&str> {
+    match error {
+        OciDistributionError::ServerError { url, code: 429 | 503, .. } => Some(url),
+        OciDistributionError::RegistryError { url, envelope } => is_limiting(envelope).then_some(url),
+        _ => None,
+    }
+}
+
+fn is_limiting(envelope: &OciEnvelope) -> bool {
+    envelope.errors.iter().any(|error| matches!(error.code, OciErrorCode::Toomanyrequests))
+}
+
+/// An error's code, as the registry has written it.
+fn code(code: &OciErrorCode) -> String {
+    serde_json::to_value(code)
+        .ok()
+        .and_then(|code| Some(code.as_str()?.to_owned()))
+        .unwrap_or_else(|| format!("{code:?}"))
+}
+
+/// An error with its causes.
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let words = error.to_string();
+        if !text.contains(&words) {
+            text = format!("{text}: {words}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// Bytes of memory that this process has.
+fn resident() -> u64 {
+    let pages =
+        std::fs::read_to_string("/proc/self/statm").ok().and_then(|text| text.split(' ').nth(1)?.parse::<u64>().ok());
+    pages.unwrap_or(0).saturating_mul(rustix::param::page_size() as u64)
+}

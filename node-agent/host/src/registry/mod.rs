@@ -1,0 +1,28 @@
+//! Registries: from a reference to components in the store.
+//!
+//! The protocol is `oci-client`'s. What is ours: which registry is asked, with whose credentials, how often, how much it may say, and
+//! what of it is believed. Whatever is pulled is pulled by a child process, the *puller*: it parses what strangers say over the
+//! network, and it alone, and only for one artifact, holds that artifact's credentials. The supervisor starts it, so that the worker,
+//! in which guests run, never sees any.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `settings` | the node's settings for registries |
+//! | `credentials` | who we are at a registry: docker config JSON, then the kubelet's providers (`provider`) |
+//! | `message` | what supervisor and puller say to each other |
+//! | `puller` | the child: an artifact into the store |
+//! | `client` | one registry: each question bounded in time, memory and number (`retry`) |
+//! | `download` | a blob on its way to disk, counted and hashed |
+//! | `manifest` | what an artifact's manifest says it holds |
+//! | `push` | a component into a registry |
+
+pub mod client;
+pub mod credentials;
+mod download;
+pub mod manifest;
+pub mod message;
+mod provider;
+pub mod puller;
+pub mod push;
+mod retry;
+pub mod settings;
