@@ -1,6 +1,10 @@
 //! Callers: HTTP/1.1 and HTTP/2 by prior knowledge, from hyper.
 
-use std::{convert::Infallible, net::Ipv4Addr, time::Duration};
+use std::{
+    convert::Infallible,
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use bytes::{Bytes, BytesMut};
@@ -116,6 +120,7 @@ enum Sender {
 pub struct Connection {
     sender: Sender,
     port: u16,
+    address: SocketAddr,
     driver: JoinHandle<()>,
 }
 
@@ -128,6 +133,7 @@ impl Connection {
     pub async fn open(protocol: Protocol, port: u16) -> Result<Self> {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
         stream.set_nodelay(true)?;
+        let address = stream.local_addr()?;
         let io = TokioIo::new(stream);
         let (sender, driver) = match protocol {
             Protocol::H1 => {
@@ -139,7 +145,12 @@ impl Connection {
                 (Sender::H2(sender), tokio::spawn(async { _ = connection.await }))
             }
         };
-        Ok(Self { sender, port, driver })
+        Ok(Self { sender, port, address, driver })
+    }
+
+    /// Where it comes from.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// Sends a request and waits for the answer's head.

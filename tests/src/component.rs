@@ -42,6 +42,11 @@ impl Component {
         }
     }
 
+    /// An artifact in a registry under a name.
+    pub fn image(name: &str, reference: &str) -> Self {
+        Self::file(name, reference)
+    }
+
     /// With a limit: a key of `spec.limits` and its value.
     #[must_use]
     pub fn limit(mut self, key: &str, value: impl Into<Value>) -> Self {

@@ -14,6 +14,7 @@
 //! | [`process`] | what `/proc` says of a process |
 //! | [`program`] | the program, run to its end |
 //! | [`raw`] | a caller that says exactly what it is told, for what no client library would say |
+//! | [`registry`] | a registry with its artifacts, and a proxy before it that makes faults |
 //! | [`upstream`] | a server that guests call |
 //! | [`wait`] | waiting for something with an end |
 //!
@@ -34,6 +35,7 @@ pub mod place;
 pub mod process;
 pub mod program;
 pub mod raw;
+pub mod registry;
 pub mod upstream;
 pub mod wait;
 
