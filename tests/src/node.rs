@@ -163,6 +163,17 @@ impl Node {
         Ok(std::fs::write(catalog.join(format!("{}.yaml", component.name())), component.yaml())?)
     }
 
+    /// Puts a component of a registry into the node's catalog. What the host knows of registries is in `registries.yaml` in
+    /// [`Node::folder`], if that is there when it starts.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be written.
+    pub fn add_image(&self, name: &str, reference: &str) -> Result<()> {
+        let catalog = self.folder.path().join("catalog");
+        Ok(std::fs::write(catalog.join(format!("{name}.yaml")), Component::image(name, reference).yaml())?)
+    }
+
     /// Starts a host, in the place of the one before.
     ///
     /// # Errors
@@ -181,6 +192,9 @@ impl Node {
         }
         command.arg("host").arg("--catalog").arg(at("catalog")).arg("--keeper-socket").arg(self.host_socket());
         command.arg("--store").arg(crate::place::host_store(HOST)?);
+        if at("registries.yaml").exists() {
+            command.arg("--registries").arg(at("registries.yaml"));
+        }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         self.agent.host = Some(command.spawn()?);
         Ok(())

@@ -11,7 +11,9 @@ use pillion_tests::{
     Component,
     netns::Netns,
     node::{Node, Sandbox},
-    process, soon,
+    place, process,
+    registry::{Artifact, Registry},
+    soon,
 };
 use rustix::process::Signal;
 
@@ -32,6 +34,27 @@ fn says(netns: &Netns, address: IpAddr, port: u16, path: &str, expected: &str) -
     let answer = netns.get(address, port, path)?;
     ensure!(answer.contains(expected), "{address} {port}{path}: {answer}");
     Ok(())
+}
+
+/// The node's host asks the registry as a user of its own, and pods that start while it is away are served what was there.
+#[tokio::test]
+async fn a_pod_reaches_a_component_from_a_registry_also_when_that_is_away() -> Result<()> {
+    let mut registry = Registry::start().await?;
+    Artifact::wasm(std::fs::read(place::guest("hello-wasip2")?)?).push(&registry, "hello:1").await?;
+    let mut node = Node::with_keeper()?;
+    let settings = serde_json::json!({"registries": {registry.host(): {"plainHttp": true}}});
+    std::fs::write(node.folder().join("registries.yaml"), settings.to_string())?;
+    node.add_image("hello", &format!("{}/hello:1", registry.host()))?;
+    node.start_host()?;
+    let first = Netns::with_loopback(node.folder(), "a")?;
+    assert!(node.cni("ADD", &Sandbox::new("cart-0", "c1", &first, "hello=8081"))?.success, "{}", node.log());
+    says(&first, V4, 8081, "/", "hello\n")?;
+    registry.stop();
+    node.start_host()?;
+    let second = Netns::with_loopback(node.folder(), "b")?;
+    assert!(node.cni("ADD", &Sandbox::new("cart-1", "c2", &second, "hello=8081"))?.success, "{}", node.log());
+    says(&first, V4, 8081, "/", "hello\n")?;
+    says(&second, V6, 8081, "/", "hello\n")
 }
 
 #[test]
