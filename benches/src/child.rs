@@ -1,5 +1,6 @@
 //! Processes that a bench starts. Each one ends with the value that stands for it, on errors and signals too; nothing else is
-//! ever signalled, since each is known by its number and its start time.
+//! ever signalled, since each is known by its number and its start time. What the tests' fixtures start ends with them, and on
+//! signals as a child of this process.
 
 use std::{
     fs::File,
@@ -12,6 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
+use pillion_tests::process;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::proc;
@@ -49,10 +51,14 @@ pub struct Running {
 pub fn end_all_on_signals() -> anyhow::Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    let children = || process::children(std::process::id()).into_iter().filter_map(Id::of);
+    // A shell that became this program may have started some.
+    let others: Vec<Id> = children().collect();
     thread::Builder::new().name("signals".into()).spawn(move || {
         if let Some(signal) = signals.forever().next() {
             // Stays locked: nothing is started any more.
-            let started = lock();
+            let mut started = lock();
+            started.extend(children().filter(|id| !others.contains(id)));
             end(&started);
             std::process::exit(128 + signal);
         }

@@ -38,11 +38,18 @@ pub struct Component {
 /// A `pillion run`, with its worker.
 pub struct Pillion {
     running: Running,
-    events: Receiver<Value>,
+    events: Receiver<Said>,
     ports: HashMap<String, u16>,
     worker: u32,
-    /// Holds the catalog file.
-    _catalog: tempfile::TempDir,
+}
+
+/// An event of `pillion run`.
+#[derive(Clone, Debug)]
+pub struct Said {
+    /// When it was read.
+    pub at: Instant,
+    /// What SPECIFICATION.md §3 says of it.
+    pub event: Value,
 }
 
 /// A server that is one process and serves one thing.
@@ -97,32 +104,59 @@ impl Pillion {
         let catalog = tempfile::tempdir().context("a temporary directory cannot be made")?;
         let file = catalog.path().join("components.yaml");
         write_catalog(&file, components).with_context(|| file.display().to_string())?;
-        let mut command = on_core(core, &setup.pillion);
-        command.args(["run", "-o", "json", "--address", "127.0.0.1", "--store"]).arg(store);
-        command.arg("-f").arg(&file);
-        let mut running = Running::start("pillion run", &mut command)?;
-        let stdout = running.stdout().context("pillion run has no standard output")?;
-        let (sender, events) = channel();
-        thread::Builder::new().name("events".into()).spawn(move || {
-            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-                let event = serde_json::from_str(&line).unwrap_or_else(|_| json!({"event": "no JSON", "line": line}));
-                if sender.send(event).is_err() {
-                    return;
-                }
-            }
-        })?;
-        let mut pillion = Self { running, events, ports: HashMap::new(), worker: 0, _catalog: catalog };
+        let mut pillion = Self::spawn(Self::command(setup, store, core).arg("-f").arg(&file))?;
+        // The file is read by then, and not again.
         pillion.wait_until_serving(if components.len() > 100 { START_MANY } else { START })?;
         Ok(pillion)
     }
 
-    fn wait_until_serving(&mut self, time: Duration) -> anyhow::Result<()> {
+    /// Starts `pillion run` with these arguments, and waits until all is ready; gives what it said on the way.
+    ///
+    /// # Errors
+    ///
+    /// A component that fails.
+    pub fn start_with(setup: &Setup, store: &Path, arguments: &[String]) -> anyhow::Result<(Self, Vec<Said>)> {
+        let mut command = Self::command(setup, store, None);
+        // Settings and credentials of whoever runs the bench are not for its registry.
+        command.args(arguments).env_remove("PILLION_REGISTRIES").env("DOCKER_CONFIG", store);
+        let mut pillion = Self::spawn(&mut command)?;
+        let said = pillion.wait_until_serving(START)?;
+        Ok((pillion, said))
+    }
+
+    fn command(setup: &Setup, store: &Path, core: Option<usize>) -> Command {
+        let mut command = on_core(core, &setup.pillion);
+        command.args(["run", "-o", "json", "--address", "127.0.0.1", "--store"]).arg(store);
+        command
+    }
+
+    fn spawn(command: &mut Command) -> anyhow::Result<Self> {
+        let mut running = Running::start("pillion run", command)?;
+        let stdout = running.stdout().context("pillion run has no standard output")?;
+        let (sender, events) = channel();
+        thread::Builder::new().name("events".into()).spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                let at = Instant::now();
+                let event = serde_json::from_str(&line).unwrap_or_else(|_| json!({"event": "no JSON", "line": line}));
+                if sender.send(Said { at, event }).is_err() {
+                    return;
+                }
+            }
+        })?;
+        Ok(Self { running, events, ports: HashMap::new(), worker: 0 })
+    }
+
+    /// Waits until every binding is decided; gives what was said on the way.
+    fn wait_until_serving(&mut self, time: Duration) -> anyhow::Result<Vec<Said>> {
         let until = Instant::now() + time;
+        let mut all = Vec::new();
         loop {
             match self.events.recv_timeout(Duration::from_millis(100)) {
-                Ok(event) => {
-                    if self.take(&event)? {
-                        return Ok(());
+                Ok(said) => {
+                    let serving = self.take(&said.event)?;
+                    all.push(said);
+                    if serving {
+                        return Ok(all);
                     }
                 }
                 Err(RecvTimeoutError::Timeout) => self.running.check()?,
@@ -160,8 +194,8 @@ impl Pillion {
     /// One has.
     pub fn check(&mut self) -> anyhow::Result<()> {
         self.running.check()?;
-        while let Ok(event) = self.events.try_recv() {
-            self.take(&event)?;
+        while let Ok(said) = self.events.try_recv() {
+            self.take(&said.event)?;
         }
         Ok(())
     }
@@ -282,7 +316,12 @@ fn write_catalog(file: &Path, components: &[Component]) -> anyhow::Result<()> {
     Ok(catalog.flush()?)
 }
 
-fn free_port() -> anyhow::Result<u16> {
+/// A port that nobody listens on now.
+///
+/// # Errors
+///
+/// There is none.
+pub fn free_port() -> anyhow::Result<u16> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no free port")?;
     Ok(listener.local_addr()?.port())
 }

@@ -1,11 +1,12 @@
-//! `pillion-bench`: throughput, cold start, memory and fairness of the released `pillion`, each against a named baseline that is
-//! measured in the same run.
+//! `pillion-bench`: throughput, cold start, memory, fairness and pulls of the released `pillion`, each against a named baseline
+//! that is measured in the same run.
 //!
 //! | file | holds |
 //! |---|---|
-//! | [`throughput`], [`cold`], [`memory`], [`neighbour`], [`pod`] | one bench each |
+//! | [`throughput`], [`cold`], [`memory`], [`neighbour`], [`pod`], [`registry`] | one bench each |
 //! | [`setup`] | what all benches need to know: programs, runs, cores |
 //! | [`child`], [`host`] | processes that are started, and ended whatever happens; `pillion run` among them |
+//! | [`start`] | one start of `pillion run`, split by what it says on the way |
 //! | [`prime`] | thousands of distinct components, compiled once |
 //! | [`client`], [`load`], [`crowd`] | one request at a time; an open loop; many requests that are held or repeated |
 //! | [`hyper_hello`], [`spin`] | the plain server that is the baseline for a request without a guest; a program that spins |
@@ -26,9 +27,11 @@ mod neighbour;
 mod pod;
 mod prime;
 mod proc;
+mod registry;
 mod report;
 mod setup;
 mod spin;
+mod start;
 mod throughput;
 
 use std::process::ExitCode;
@@ -60,6 +63,8 @@ enum Bench {
     Neighbour(neighbour::Arguments),
     /// What pods notice: time added to their start, and what the death of a worker costs. Needs root
     Pod(pod::Arguments),
+    /// From an artifact's reference to its first answer, by a docker-registry on this machine
+    Registry,
     /// Everything above, one after the other
     All,
     /// Only makes what `cold` and `memory` need: distinct components, compiled
@@ -99,12 +104,14 @@ fn run(line: CommandLine) -> anyhow::Result<ExitCode> {
         Bench::Memory(arguments) => report.add("memory", memory::run(&setup, arguments)),
         Bench::Neighbour(arguments) => report.add("neighbour", neighbour::run(&setup, arguments)),
         Bench::Pod(arguments) => report.add("pod", pod::run(&setup, arguments)),
+        Bench::Registry => report.add("registry", registry::run(&setup)),
         Bench::All => {
             report.add("throughput", throughput::run(&setup, &throughput::Arguments::default()));
             report.add("cold", cold::run(&setup, &cold::Arguments::default()));
             report.add("memory", memory::run(&setup, &memory::Arguments::default()));
             report.add("neighbour", neighbour::run(&setup, &neighbour::Arguments::default()));
             report.add("pod", pod::run(&setup, &pod::Arguments::default()));
+            report.add("registry", registry::run(&setup));
         }
         Bench::Prime(arguments) => {
             prime::prepare(&setup, arguments.components(&setup))?;

@@ -14,7 +14,10 @@ use oci_client::{
     },
     secrets::RegistryAuth,
 };
-use pillion_protocol::{digest::Digest, reference::Reference};
+use pillion_protocol::{
+    digest::Digest,
+    reference::{Reference, Version},
+};
 use tokio::time::timeout;
 
 use super::{
@@ -61,16 +64,16 @@ impl Registry {
             false => ClientProtocol::Https,
         };
         let pem = |ca: &String| Certificate { encoding: CertificateEncoding::Pem, data: ca.clone().into_bytes() };
-        // Where the system has no certificates, as in an empty container, these are those of browsers.
         let der = |root: &[u8]| Certificate { encoding: CertificateEncoding::Der, data: root.to_vec() };
-        let roots = webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().map(|root| der(root));
-        let extra_root_certificates = match source.plain_http {
-            true => Vec::new(),
-            false => source.ca.iter().map(pem).chain(roots).collect(),
-        };
+        // The authorities that browsers know: for systems that know none, as in an empty container.
+        let browsers = webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter().map(|root| der(root));
+        let roots: Vec<_> = source.ca.iter().map(pem).chain(browsers).collect();
+        // To read the system's takes longer than a registry's answer: not for one without TLS, which could at most redirect.
+        let (only, extra) = if source.plain_http { (roots, Vec::new()) } else { (Vec::new(), roots) };
         let config = ClientConfig {
             protocol,
-            extra_root_certificates,
+            tls_certs_only: only,
+            extra_root_certificates: extra,
             // An index picks nothing by accident.
             platform_resolver: None,
             connect_timeout: Some(timeout),
@@ -89,9 +92,19 @@ impl Registry {
         Self { timeout, ..self }
     }
 
-    fn reference(&self, reference: &Reference) -> Result<OciReference, Problem> {
-        let text = reference.in_registry(&self.source.registry).to_string();
-        text.parse().map_err(|error| Problem::lasting(format!("{text}: {error}")))
+    /// The library's form of a reference. Not by its parser: that makes its patterns anew in each process, which takes longer than a
+    /// registry's answer.
+    fn reference(&self, reference: &Reference) -> OciReference {
+        let registry = self.source.registry.clone();
+        let repository = match reference.repository() {
+            // What container tools mean by a name without a slash.
+            name if registry == "docker.io" && !name.contains('/') => format!("library/{name}"),
+            name => name.to_owned(),
+        };
+        match reference.version() {
+            Version::Tag(tag) => OciReference::with_tag(registry, repository, tag.clone()),
+            Version::Digest(digest) => OciReference::with_digest(registry, repository, digest.to_string()),
+        }
     }
 
     fn auth(&self) -> RegistryAuth {
@@ -107,7 +120,7 @@ impl Registry {
     ///
     /// Nobody there; credentials that are refused.
     pub async fn log_in(&self, reference: &Reference, operation: RegistryOperation, once: bool) -> Result<(), Problem> {
-        let reference = self.reference(reference)?;
+        let reference = self.reference(reference);
         let auth = self.auth();
         let ask = async || self.bounded(self.client.auth(&reference, &auth, operation)).await.map(|_| ());
         if once { ask().await } else { again(ask).await }
@@ -119,7 +132,7 @@ impl Registry {
     ///
     /// See [`Problem`].
     pub async fn digest(&self, reference: &Reference, once: bool) -> Result<Digest, Problem> {
-        let reference = self.reference(reference)?;
+        let reference = self.reference(reference);
         let auth = self.auth();
         let ask = async || self.bounded(self.client.fetch_manifest_digest(&reference, &auth)).await;
         let digest = if once { ask().await } else { again(ask).await }?;
@@ -138,7 +151,7 @@ impl Registry {
             OCI_IMAGE_INDEX_MEDIA_TYPE,
             IMAGE_MANIFEST_LIST_MEDIA_TYPE,
         ];
-        let reference = self.reference(&reference.at(digest))?;
+        let reference = self.reference(&reference.at(digest));
         let auth = self.auth();
         let ask = async || self.bounded(self.client.pull_manifest_raw(&reference, &auth, &ACCEPTED)).await;
         // The library has compared the digest.
@@ -151,7 +164,7 @@ impl Registry {
     ///
     /// See [`Problem`].
     pub async fn blob(&self, reference: &Reference, blob: &Blob, from: u64) -> Result<Incoming, Problem> {
-        let reference = self.reference(reference)?;
+        let reference = self.reference(reference);
         let descriptor = OciDescriptor {
             digest: blob.digest.to_string(),
             size: i64::try_from(blob.size).unwrap_or(i64::MAX),
@@ -173,7 +186,7 @@ impl Registry {
     ///
     /// See [`Problem`].
     pub async fn push_blob(&self, reference: &Reference, bytes: Bytes, digest: Digest) -> Result<(), Problem> {
-        let reference = self.reference(reference)?;
+        let reference = self.reference(reference);
         let digest = digest.to_string();
         let push = async || {
             let there = self.answered(self.client.blob_exists(&reference, &digest)).await?;
@@ -191,7 +204,7 @@ impl Registry {
     ///
     /// See [`Problem`].
     pub async fn push_manifest(&self, reference: &Reference, manifest: &[u8]) -> Result<(), Problem> {
-        let reference = self.reference(reference)?;
+        let reference = self.reference(reference);
         let kind = http::HeaderValue::from_static(OCI_IMAGE_MEDIA_TYPE);
         let push = async || {
             self.answered(self.client.push_manifest_raw(&reference, manifest.to_vec(), kind.clone())).await.map(|_| ())
