@@ -15,7 +15,7 @@ SIDECARS := jwt-authz flags whoami
 help:
 	@echo "make run    serve the three sidecars of deploy/catalog"
 	@echo "make test   every test"
-	@echo "make soak   what takes long: many deaths, upgrades and pods, with figures (3 minutes)"
+	@echo "make soak   what takes long: many deaths, upgrades, pods and pulls, with figures (7 minutes)"
 	@echo "make lint   format and clippy"
 	@echo "make doc    the API's documentation"
 	@echo "make bench  the benches (bench-short: a quick look)"
@@ -47,7 +47,7 @@ test: build catalog guests
 # The whole of what `make test` has in short.
 soak: build guests
 	tests/setup test
-	PILLION_SOAK=full cargo test --locked -p pillion-tests --test soak -- --nocapture --test-threads 1
+	PILLION_SOAK=full cargo test --locked -p pillion-tests --test soak --test killed_pulls -- --nocapture --test-threads 1
 
 lint:
 	tests/setup build

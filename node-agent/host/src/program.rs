@@ -8,7 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    process::Signal,
+};
 
 /// The longest line that is kept, in bytes; what is longer is cut.
 const LINE: usize = 1 << 20;
@@ -71,6 +74,18 @@ fn speak(child: &mut Child, input: &[u8], within: Duration, each: impl FnMut(&st
         }
     }
     child.stdout.take().map_or(Ok(()), |stdout| lines(stdout.into(), within, each))
+}
+
+/// Ends this process with the one that started it, which is `parent`.
+///
+/// # Errors
+///
+/// A parent that has ended already; what the kernel says.
+pub fn end_with(parent: u32) -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    // It may have ended before it was said: then nobody would tell.
+    let now = rustix::process::getppid().map_or(0, |parent| parent.as_raw_nonzero().get().unsigned_abs());
+    if now == parent { Ok(()) } else { Err(io::Error::other("whoever started this process has ended")) }
 }
 
 #[cfg(test)]

@@ -44,9 +44,9 @@ enum Command {
     #[command(hide = true)]
     Worker,
     #[command(hide = true)]
-    Puller,
+    Puller { parent: u32 },
     #[command(hide = true)]
-    Compiler,
+    Compiler { parent: u32 },
 }
 
 /// How results are written.
@@ -122,8 +122,8 @@ pub fn main() -> ExitCode {
         Command::Pull(pull) => pull.run(),
         Command::Push(push) => push.run(),
         Command::Worker => crate::worker::main().map(|()| ExitCode::SUCCESS),
-        Command::Puller => crate::registry::puller::main().map(|()| ExitCode::SUCCESS),
-        Command::Compiler => crate::compiler::main().map(|()| ExitCode::SUCCESS),
+        Command::Puller { parent } => crate::registry::puller::main(parent).map(|()| ExitCode::SUCCESS),
+        Command::Compiler { parent } => crate::compiler::main(parent).map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -47,8 +47,6 @@ impl Limits {
     ///
     /// What the kernel refuses.
     pub fn enter(self) -> io::Result<()> {
-        // Nobody waits for it once its supervisor is gone.
-        rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
         let limit = |resource, most: u64| {
             // A limit that is lower already stays.
             let most = rustix::process::getrlimit(resource).maximum.map_or(most, |now| now.min(most));

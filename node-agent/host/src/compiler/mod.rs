@@ -21,6 +21,7 @@ use crate::{
     compiler::facts::Facts,
     engine::settings::{self, World},
     guest::link,
+    program,
 };
 
 /// The largest component, in bytes.
@@ -37,11 +38,14 @@ pub enum Report {
 }
 
 /// The child's main function: the component on standard input, native code to standard output, a [`Report`] to standard error.
+/// `parent` started it.
 ///
 /// # Errors
 ///
 /// Only what keeps it from reporting.
-pub fn main() -> anyhow::Result<()> {
+pub fn main(parent: u32) -> anyhow::Result<()> {
+    // Nobody waits for it once its supervisor is gone.
+    program::end_with(parent)?;
     limits::Limits::of_this_process()?.enter()?;
     Process::Compiler.confine()?;
     let input = File::from(std::io::stdin().as_fd().try_clone_to_owned()?);

@@ -28,6 +28,14 @@ pub struct Own {
     pub settings: Settings,
 }
 
+/// A component of an application whose settings cannot be found out.
+#[derive(Debug, thiserror::Error)]
+#[error("component {component:?}: {error}")]
+pub struct Unset {
+    component: String,
+    error: VariableError,
+}
+
 /// Who answers a request.
 pub enum Answers {
     /// This part; the request's headers say what Spin's guests want to know.
@@ -43,13 +51,14 @@ impl App {
     /// # Errors
     ///
     /// A variable without a value; a host that guests cannot call here.
-    pub fn new(app: spin::App, parts: Vec<Part>, spec: &ComponentSpec) -> Result<(Self, Vec<Part>), VariableError> {
+    pub fn new(app: spin::App, parts: Vec<Part>, spec: &ComponentSpec) -> Result<(Self, Vec<Part>), Unset> {
         let pairs =
             |variables: &[Variable]| variables.iter().map(|v| (v.name.clone(), v.value.clone())).collect::<Vec<_>>();
         let given = pairs(&spec.config);
         let mut own = Vec::with_capacity(parts.len());
         for ((id, component), part) in app.components.iter().zip(parts) {
-            let mut settings = app.settings_of(component, &given)?;
+            let unset = |error| Unset { component: id.clone(), error };
+            let mut settings = app.settings_of(component, &given).map_err(unset)?;
             settings.env.retain(|(name, _)| spec.env.iter().all(|given| given.name != *name));
             settings.env.extend(pairs(&spec.env));
             settings.allowed_outbound_hosts.extend(spec.allowed_outbound_hosts.iter().cloned());

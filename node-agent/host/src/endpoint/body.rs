@@ -75,6 +75,23 @@ pub enum ReplyBody {
     Host(Full<Bytes>),
 }
 
+impl ReplyBody {
+    /// An answer of the host's own to a request of `method`.
+    pub fn host(response: Response<Full<Bytes>>, method: &Method) -> Response<Self> {
+        let mut response = response;
+        if is_bodiless(method, response.status()) {
+            // What a HEAD asks for is told nevertheless: how long the body would be.
+            let length = response.body().size_hint().exact().filter(|_| *method == Method::HEAD);
+            match length {
+                Some(length) => _ = response.headers_mut().insert(header::CONTENT_LENGTH, length.into()),
+                None => _ = response.headers_mut().remove(header::CONTENT_LENGTH),
+            }
+            *response.body_mut() = Full::default();
+        }
+        response.map(Self::Host)
+    }
+}
+
 /// A body that was cut short. To hyper it is an error, so the caller sees it: no last chunk, or a reset stream.
 #[derive(Debug)]
 pub struct Cut(End);
@@ -216,6 +233,21 @@ impl Body for ReplyBody {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_hosts_own_answers_have_no_body_where_http_allows_none() {
+        let answer = |status: u16, method: Method| {
+            let mut response = Response::new(Full::from("body"));
+            *response.status_mut() = StatusCode::from_u16(status).unwrap();
+            let response = ReplyBody::host(response, &method);
+            let length =
+                response.headers().get(header::CONTENT_LENGTH).map(|length| length.to_str().unwrap().to_owned());
+            (response.body().size_hint().exact(), length)
+        };
+        assert_eq!(answer(404, Method::GET), (Some(4), None));
+        assert_eq!(answer(404, Method::HEAD), (Some(0), Some("4".into())));
+        assert_eq!(answer(204, Method::GET), (Some(0), None));
+    }
 
     #[test]
     fn the_promised_length_is_the_heads_and_some_answers_have_no_body() {

@@ -60,6 +60,7 @@ pub(super) async fn serve(
     request: Request<Incoming>,
     caller: Caller,
 ) -> Result<Response<ReplyBody>, CallerGone> {
+    let method = request.method().clone();
     // A panic of the host costs this request and nothing else.
     let answered = AssertUnwindSafe(answer(endpoint, request, caller)).catch_unwind().await;
     let problem = match answered {
@@ -70,7 +71,7 @@ pub(super) async fn serve(
     };
     let reason = problem.reason();
     tracing::debug!(component = %endpoint.component, binding = %endpoint.binding, reason, ?problem, "answered in the guest's stead");
-    Ok(problem.response(endpoint.component.as_str(), endpoint.binding.as_str()).map(ReplyBody::Host))
+    Ok(ReplyBody::host(problem.response(endpoint.component.as_str(), endpoint.binding.as_str()), &method))
 }
 
 async fn answer(
@@ -85,7 +86,7 @@ async fn answer(
     let part = match serving.version.app.as_ref().map(|app| app.route(&mut request, caller.address())) {
         None => 0,
         Some(Answers::Part(part)) => part,
-        Some(Answers::Host(response)) => return Ok(response.map(ReplyBody::Host)),
+        Some(Answers::Host(response)) => return Ok(ReplyBody::host(response, request.method())),
     };
     let Answering { part, surroundings, reuse } =
         serving.answering(part).ok_or_else(|| Problem::Host("this version has no such part".into()))?;

@@ -5,7 +5,7 @@
 //! has its name from its digest; what it has not finished goes with it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io::{self, Read, Write},
     time::{Duration, Instant},
 };
@@ -14,7 +14,7 @@ use futures::StreamExt;
 use oci_client::RegistryOperation;
 use pillion_confine::Process;
 use pillion_protocol::digest::Digest;
-use rustix::process::{Resource, Rlimit, Signal, setrlimit};
+use rustix::process::{Resource, Rlimit, setrlimit};
 use tempfile::NamedTempFile;
 use tokio::{runtime::Builder, time::timeout};
 
@@ -26,7 +26,7 @@ use super::{
     retry::{Problem, again},
 };
 use crate::{
-    spin,
+    program, spin,
     store::{Image, Store, StoreError},
 };
 
@@ -42,14 +42,14 @@ const TELL: Duration = Duration::from_millis(100);
 /// While there is something to serve, a registry is not waited for longer than this for what is new.
 const IMPATIENT: Duration = Duration::from_secs(2);
 
-/// The child's main function.
+/// The child's main function; `parent` started it.
 ///
 /// # Errors
 ///
 /// Only what keeps it from hearing or saying anything.
-pub fn main() -> anyhow::Result<()> {
+pub fn main(parent: u32) -> anyhow::Result<()> {
     // Nobody waits for it once its supervisor is gone.
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    program::end_with(parent)?;
     for (resource, most) in [(Resource::As, MEMORY), (Resource::Core, 0)] {
         let most = rustix::process::getrlimit(resource).maximum.map_or(most, |now| now.min(most));
         setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })?;
@@ -215,7 +215,8 @@ impl Pull<'_> {
         let app = spin::App::read(&document).map_err(|error| wrong(error.to_string()))?;
         let missing = |digest| wrong(format!("its component {digest} is in none of its layers"));
         let find = |digest: Digest| components.get(&digest).ok_or_else(|| missing(digest));
-        let layers = app.digests().map(find).collect::<Result<Vec<_>, _>>()?;
+        let needed: BTreeSet<_> = app.digests().collect();
+        let layers = needed.into_iter().map(find).collect::<Result<Vec<_>, _>>()?;
         self.expect(&mut progress, layers.iter().copied())?;
         for layer in layers {
             self.layer(registry, layer, &mut progress).await?;

@@ -1,16 +1,15 @@
 //! A component of a locked application.
 //!
-//! The shape: `crates/locked-app/src/locked.rs` of spinframework/spin; inline content: `crates/serde/src/base64.rs`.
+//! The shape: `crates/locked-app/src/locked.rs` of spinframework/spin.
 
 use std::collections::BTreeMap;
 
-use base64::{Engine, prelude::BASE64_STANDARD_NO_PAD};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{
     lock_file::optional,
-    locked::{AppError, Component, Source},
+    locked::{AppError, Component},
     shown,
 };
 
@@ -69,14 +68,13 @@ impl LockedComponent {
         let mut hosts = texts(&self.metadata, "allowed_outbound_hosts").map_err(wrong)?;
         hosts.extend(texts(&self.metadata, "allowed_http_hosts").map_err(wrong)?.into_iter().flat_map(both_schemes));
         let source = match (self.source.digest, self.source.inline) {
-            (Some(digest), _) => Source::Digest(
-                digest.parse().map_err(|source| AppError::Digest { component: component.clone(), source })?,
-            ),
-            // Spin writes no padding.
-            (None, Some(text)) => match BASE64_STANDARD_NO_PAD.decode(text.trim_end_matches('=')) {
-                Ok(bytes) => Source::Inline(bytes),
-                Err(error) => return Err(wrong(format!("has an inline source that is no base64: {error}"))),
-            },
+            (Some(digest), _) => {
+                digest.parse().map_err(|source| AppError::Digest { component: component.clone(), source })?
+            }
+            // Spin does so with content of up to 128 bytes.
+            (None, Some(_)) => {
+                return Err(wrong("is in the application itself: no component that serves HTTP is so small".into()));
+            }
             (None, None) => {
                 return Err(wrong("has a source with neither digest nor inline: push it to a registry".into()));
             }
@@ -121,22 +119,12 @@ mod tests {
         let texts =
             |pairs: &[(&str, &str)]| pairs.iter().map(|(a, b)| (a.to_string(), b.to_string())).collect::<Vec<_>>();
         let expected = Component {
-            source: Source::Digest(TOYS.parse().unwrap()),
+            source: TOYS.parse().unwrap(),
             env: texts(&[("COLOR", "{{ not a template }}"), ("LOG", "info")]),
             config: texts(&[("auth", "Basic {{ password }}"), ("greeting", "hello")]).into_iter().collect(),
             allowed_outbound_hosts: vec!["https://{{ api_host }}".into(), "http://cache.example:8080/".into()],
         };
         assert_eq!(app.components["toys"], expected);
-    }
-
-    #[test]
-    fn inline_code_is_read_with_and_without_padding() {
-        for text in ["AGFzbQ0AAQ", "AGFzbQ0AAQ=="] {
-            let app = changed(&[("/components/1/source/inline", json!(text))]).unwrap();
-            assert_eq!(app.components["tiny"].source, Source::Inline(b"\0asm\x0d\0\x01".to_vec()));
-        }
-        let app = changed(&[("/components/1/source/digest", json!(TOYS))]).unwrap();
-        assert_eq!(app.components["tiny"].source, Source::Digest(TOYS.parse().unwrap()));
     }
 
     #[test]
@@ -192,7 +180,6 @@ mod tests {
                 json!("sha256:../../x"),
                 "component \"toys\": \"sha256:../../x\" is no digest",
             ),
-            ("/components/1/source/inline", json!("!"), "component \"tiny\" has an inline source that is no base64"),
         ]);
     }
 }

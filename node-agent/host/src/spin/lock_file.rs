@@ -175,7 +175,7 @@ pub(super) mod tests {
                     "env": {"LOG": "info", "COLOR": "{{ not a template }}"},
                     "config": {"auth": "Basic {{ password }}", "greeting": "hello"}
                 },
-                {"id": "tiny", "source": {"content_type": "application/wasm", "inline": "AGFzbQ0AAQ"}},
+                {"id": "tiny", "source": {"content_type": "application/wasm", "digest": TOYS}},
                 {"id": "unused", "source": {"content_type": "application/wasm", "digest": "sha256:0"}, "files": [{"path": "/"}]}
             ]
         })
@@ -244,6 +244,11 @@ pub(super) mod tests {
             ("/triggers", json!([]), "at least one http trigger is needed"),
             ("/triggers", json!(7), "invalid type: integer `7`"),
             ("/components/1/id", json!("toys"), "component \"toys\" is there twice"),
+            (
+                "/components/1/source",
+                json!({"inline": "AGFzbQ0AAQ"}),
+                "component \"tiny\" is in the application itself",
+            ),
             ("/components/1/id", json!("other"), "component \"tiny\" is named by a trigger but is not there"),
             ("/components", json!(vec![json!({"id": "a", "source": {}}); 501]), "501 components: allowed are 500"),
         ]);

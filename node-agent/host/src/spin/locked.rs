@@ -42,23 +42,14 @@ pub struct Variable {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Component {
-    /// Its code.
-    pub source: Source,
+    /// Its code: the layer of this digest.
+    pub source: Digest,
     /// Its environment, sorted by name. Spin has no templates here.
     pub env: Vec<(String, String)>,
     /// The templates of what it reads as its configuration, by name.
     pub config: BTreeMap<String, String>,
     /// Where it may call out to, as Spin writes it; may be templates.
     pub allowed_outbound_hosts: Vec<String>,
-}
-
-/// Where a component's code is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Source {
-    /// In the layer of this digest.
-    Digest(Digest),
-    /// Here: Spin leaves out layers of up to 128 bytes.
-    Inline(Vec<u8>),
 }
 
 /// An HTTP trigger.
@@ -192,12 +183,9 @@ impl App {
         lock_file::read(json)
     }
 
-    /// The digests of the layers that hold the components.
+    /// The digests of the layers that hold the components, in the order of their ids; several may be the same.
     pub fn digests(&self) -> impl Iterator<Item = Digest> + '_ {
-        self.components.values().filter_map(|component| match component.source {
-            Source::Digest(digest) => Some(digest),
-            Source::Inline(_) => None,
-        })
+        self.components.values().map(|component| component.source)
     }
 }
 
@@ -224,10 +212,10 @@ mod tests {
     }
 
     #[test]
-    fn only_layers_that_are_needed_are_named() {
+    fn layers_that_are_needed_are_named_in_the_order_of_the_components() {
         let app = App::read(pushed().to_string().as_bytes()).unwrap();
         let digests: Vec<_> = app.digests().map(|digest| digest.to_string()).collect();
-        assert_eq!(digests, [TOYS]);
+        assert_eq!(digests, [TOYS, TOYS], "two components may be of the same code");
     }
 
     #[test]

@@ -30,7 +30,7 @@ mod well_known;
 
 pub use headers::{Seen, spin_headers, strip};
 pub use hosts::HostError;
-pub use locked::{App, AppError, Component, Handler, Route, Source, StaticResponse, Variable};
+pub use locked::{App, AppError, Component, Handler, Route, StaticResponse, Variable};
 pub use pattern::{Pattern, PatternError};
 pub use routes::{Found, Router};
 pub use variables::{Settings, VariableError};

@@ -37,6 +37,13 @@ fn this_program(command: &str) -> Command {
     program
 }
 
+/// A child that ends with this process, whatever ends it.
+fn helper(command: &str) -> Command {
+    let mut program = this_program(command);
+    program.arg(std::process::id().to_string());
+    program
+}
+
 /// Starts a worker. Its link is its standard input; what it says when a fault ends it, its standard output.
 ///
 /// # Errors
@@ -56,7 +63,7 @@ pub fn compile(descriptors: Vec<OwnedFd>) -> Result<Facts, String> {
         return Err("a compilation was asked for without its two files".into());
     };
     let start =
-        this_program("compiler").stdin(component).stdout(native).stderr(Stdio::piped()).env_clear_but_limits().spawn();
+        helper("compiler").stdin(component).stdout(native).stderr(Stdio::piped()).env_clear_but_limits().spawn();
     let mut child = start.map_err(|error| format!("the compiler cannot be started: {error}"))?;
     let mut said = String::new();
     let hear = |line: &str| {
@@ -113,7 +120,7 @@ pub fn pull(request: &Request, mut hear: impl FnMut(&Word)) -> Result<Pulled, Fa
         Ok(word) => last = Some(word),
         Err(_) => {}
     };
-    let ended = program::run(this_program("puller"), &asked, PULL, words);
+    let ended = program::run(helper("puller"), &asked, PULL, words);
     match (last, ended) {
         (Some(Word::Pulled(pulled)), _) => Ok(pulled),
         (Some(Word::Failed(failure)), _) => Err(failure),

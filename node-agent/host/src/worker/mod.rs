@@ -334,7 +334,10 @@ impl Worker {
                     take_in(&mut preparation, *done);
                     self.to_look_up.push_back(preparation);
                 }
-                Err(failure) => self.prepared(Prepared { preparation, result: Err(failure.clone()) }),
+                Err(failure) => {
+                    let result = Err(failure.clone().of(&preparation.spec.image));
+                    self.prepared(Prepared { preparation, result });
+                }
             }
         }
     }

@@ -100,6 +100,16 @@ impl Failure {
     fn new(reason: Reason, error: impl ToString) -> Self {
         Self { reason, message: error.to_string() }
     }
+
+    /// The same, with the artifact that it is about.
+    pub(super) fn of(self, image: &Image) -> Self {
+        match image {
+            Image::Reference(reference) if !self.message.starts_with(&reference.to_string()) => {
+                Self { message: format!("{reference}: {}", self.message), ..self }
+            }
+            _ => self,
+        }
+    }
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -161,7 +171,7 @@ impl Preparer {
                 None => return Ok(LookedUp::Uncompiled(artifact.clone(), preparation)),
             }
         }
-        let result = outcome(&preparation, stored, natives);
+        let result = outcome(&preparation, stored, natives).map_err(|failure| failure.of(&preparation.spec.image));
         Ok(LookedUp::Prepared(Prepared { preparation, result }))
     }
 
@@ -297,7 +307,8 @@ fn answer<T>(asked: &Mutex<HashMap<u64, oneshot::Sender<T>>>, id: u64, result: T
 
 /// A preparation that came to nothing.
 pub(super) fn failed(preparation: Preparation, reason: Reason, error: impl ToString) -> Prepared {
-    Prepared { preparation, result: Err(Failure::new(reason, error)) }
+    let failure = Failure::new(reason, error).of(&preparation.spec.image);
+    Prepared { preparation, result: Err(failure) }
 }
 
 /// Checks what the component is against its limits.
