@@ -150,7 +150,8 @@ fn parse(text: &str) -> Result<Reference, String> {
         Some(digest) => Version::Digest(digest),
         None => Version::Tag(tag.unwrap_or(LATEST).to_owned()),
     };
-    Ok(Reference { registry: registry.to_owned(), repository: repository.to_owned(), version })
+    // Names of hosts are the same in any case.
+    Ok(Reference { registry: registry.to_ascii_lowercase(), repository: repository.to_owned(), version })
 }
 
 impl FromStr for Reference {
@@ -200,6 +201,7 @@ mod tests {
         let table = [
             ("registry.example/acme/clock:1.0.1", "registry.example/acme/clock:1.0.1"),
             ("registry.example/clock", "registry.example/clock:latest"),
+            ("Registry.Example/clock:1", "registry.example/clock:1"),
             ("localhost/clock:V_1", "localhost/clock:V_1"),
             ("localhost:5000/a/b/c:x", "localhost:5000/a/b/c:x"),
             ("[::1]:5000/a:x", "[::1]:5000/a:x"),

@@ -160,7 +160,7 @@ async fn a_layer_that_is_not_what_its_manifest_says_is_refused() -> Result<()> {
     let table = [
         (Fault::Corrupt, "its content has the digest sha256:"),
         (Fault::Longer { extra: 7 }, "it is larger than the"),
-        (Fault::Truncate { after_bytes: 100 }, "it broke off"),
+        (Fault::Truncate { after_bytes: 0 }, "it broke off"),
         (Fault::Trickle { bytes_per_second: 1 }, "it is too slow"),
         (Fault::Hang, "no whole answer within 2s"),
     ];

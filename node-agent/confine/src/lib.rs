@@ -84,8 +84,8 @@ impl Process {
     /// See [`ConfineError`].
     pub fn confine(self) -> Result<(), ConfineError> {
         drop_capabilities(self.capabilities()).map_err(ConfineError::Capabilities)?;
-        if self == Self::Supervisor {
-            // Its workers are the same user: without this they could write into its memory.
+        if matches!(self, Self::Supervisor | Self::Puller) {
+            // Workers are the same user: without this they could look into their memory, in which passwords are, and write into it.
             set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(ConfineError::Capabilities)?;
         }
         // This sets no_new_privs, too.

@@ -50,30 +50,72 @@ pub fn lines(pipe: OwnedFd, within: Duration, mut each: impl FnMut(&str)) -> io:
     }
 }
 
+/// When a program is told its input.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tell<'a> {
+    /// At once.
+    AtOnce,
+    /// When it has said this line: before, it may not be what it is to be.
+    After(&'a str),
+}
+
 /// Runs a program to its end: tells it `input`, and hands over each line that it says on standard output.
 ///
 /// # Errors
 ///
 /// A program that cannot be started; [`io::ErrorKind::TimedOut`] after `within`, and then it is ended.
-pub fn run(mut command: Command, input: &[u8], within: Duration, each: impl FnMut(&str)) -> io::Result<ExitStatus> {
+pub fn run(
+    mut command: Command,
+    input: &[u8],
+    tell: Tell<'_>,
+    within: Duration,
+    each: impl FnMut(&str),
+) -> io::Result<ExitStatus> {
+    let deadline = Instant::now() + within;
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-    let spoken = speak(&mut child, input, within, each);
-    if spoken.is_err() {
+    let ended = speak(&mut child, input, tell, within, each).and_then(|()| wait(&mut child, deadline));
+    if ended.is_err() {
         _ = child.kill();
+        _ = child.wait();
     }
-    let status = child.wait()?;
-    spoken.map(|()| status)
+    ended
 }
 
-fn speak(child: &mut Child, input: &[u8], within: Duration, each: impl FnMut(&str)) -> io::Result<()> {
-    if let Some(mut stdin) = child.stdin.take() {
-        // One that ends before it has heard everything says why itself.
-        match stdin.write_all(input) {
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error),
-            _ => {}
+/// One that has said everything may still not end.
+fn wait(child: &mut Child, deadline: Instant) -> io::Result<ExitStatus> {
+    const LOOK: Duration = Duration::from_millis(2);
+    loop {
+        match child.try_wait()? {
+            Some(status) => return Ok(status),
+            None if Instant::now() >= deadline => return Err(io::ErrorKind::TimedOut.into()),
+            None => std::thread::sleep(LOOK),
         }
     }
-    child.stdout.take().map_or(Ok(()), |stdout| lines(stdout.into(), within, each))
+}
+
+fn speak(
+    child: &mut Child,
+    input: &[u8],
+    tell: Tell<'_>,
+    within: Duration,
+    mut each: impl FnMut(&str),
+) -> io::Result<()> {
+    let mut stdin = child.stdin.take();
+    let mut tell_it = move || match stdin.take().map(|mut stdin| stdin.write_all(input)) {
+        // One that ends before it has heard everything says why itself.
+        Some(Err(error)) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+        _ => Ok(()),
+    };
+    let mut told = Ok(());
+    if tell == Tell::AtOnce {
+        tell_it()?;
+    }
+    let hear = |line: &str| match tell {
+        Tell::After(greeting) if line == greeting => told = tell_it(),
+        _ => each(line),
+    };
+    child.stdout.take().map_or(Ok(()), |stdout| lines(stdout.into(), within, hear))?;
+    told
 }
 
 /// Ends this process with the one that started it, which is `parent`.
@@ -96,7 +138,7 @@ mod tests {
         let mut command = Command::new("/bin/sh");
         command.args(["-c", script]);
         let mut said = Vec::new();
-        let status = run(command, input.as_bytes(), within, |line| said.push(line.to_owned()))?;
+        let status = run(command, input.as_bytes(), Tell::AtOnce, within, |line| said.push(line.to_owned()))?;
         Ok((status, said))
     }
 
@@ -108,7 +150,19 @@ mod tests {
 
     #[test]
     fn one_that_does_not_end_is_ended() {
-        let error = shell("exec sleep 60", "", Duration::from_millis(50)).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        for script in ["exec sleep 60", "exec >/dev/null; exec sleep 60"] {
+            let error = shell(script, "", Duration::from_millis(50)).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        }
+    }
+
+    #[test]
+    fn one_may_be_told_only_when_it_is_ready() {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", "echo ready; read word; echo heard $word"]);
+        let mut said = Vec::new();
+        let hear = |line: &str| said.push(line.to_owned());
+        run(command, b"it\n", Tell::After("ready"), Duration::from_secs(10), hear).unwrap();
+        assert_eq!(said, ["heard it"]);
     }
 }

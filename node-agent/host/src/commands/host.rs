@@ -1,14 +1,10 @@
 //! `pillion host`: the node's host. Components come from a folder, endpoints from the keeper.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
-    process::ExitCode,
-};
+use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
 
 use pillion_confine::Process;
 use pillion_protocol::{
-    name::Name,
+    component::Image,
     quantity::{ByteSize, Span},
 };
 use pillion_sockets::listen;
@@ -18,7 +14,7 @@ use super::{
     run::{terminate_on_signals, watched},
 };
 use crate::{
-    catalog::{CatalogError, Components, folder, watch},
+    catalog::{CatalogError, Components, Entry, folder, watch},
     store::Store,
     supervisor::{
         Desired, Input, Supervisor, keeper,
@@ -76,7 +72,7 @@ impl Host {
         listen::raise_descriptor_limit();
         Process::Supervisor.confine()?;
         let components = read(&self.catalog)?;
-        Store::open(&self.store)?;
+        Store::open(&self.store)?.sweep();
         let KeepArgs { store_quota, tag_refresh } = self.keep;
         let settings = Settings {
             store: self.store,
@@ -88,7 +84,7 @@ impl Host {
         };
         let files = [self.catalog.clone()];
         let follow = watched(&files, &components);
-        let mut names: BTreeSet<Name> = components.keys().cloned().collect();
+        let mut known = components.clone();
         let components = components.into_iter().map(|(name, entry)| (name, entry.spec.into())).collect();
         let supervisor = Supervisor::new(Desired {
             settings,
@@ -100,15 +96,18 @@ impl Host {
         let inputs = supervisor.inputs();
         watch::watch(follow, move || match read(&self.catalog) {
             Ok(components) => {
-                let now: BTreeSet<Name> = components.keys().cloned().collect();
-                for name in names.difference(&now) {
+                for name in known.keys().filter(|name| !components.contains_key(*name)) {
                     _ = inputs.send(Input::ComponentGone(name.clone()));
                 }
-                names = now;
-                let follow = watched(&files, &components);
-                for (name, entry) in components {
-                    _ = inputs.send(Input::Component(name, Box::new(entry.spec)));
+                for (name, Entry { spec, .. }) in &components {
+                    // The content of a file may be another one; what a tag leads to is looked at in its own time.
+                    let same = known.get(name).is_some_and(|known| known.spec == *spec);
+                    if !same || matches!(spec.image, Image::Path(_)) {
+                        _ = inputs.send(Input::Component(name.clone(), Box::new(spec.clone())));
+                    }
                 }
+                let follow = watched(&files, &components);
+                known = components;
                 Some(follow)
             }
             Err(error) => {

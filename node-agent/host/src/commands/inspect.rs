@@ -93,7 +93,8 @@ impl Application {
 impl SeenImage {
     fn read(image: Reference, store: &Path, registries: &Location) -> anyhow::Result<Self> {
         let pulled = pull(&image, store, registries)?;
-        let (content, artifacts) = Store::open(store)?.image(pulled.digest).context("it has gone from the store")?;
+        let (content, artifacts) =
+            Store::open_as_child(store)?.image(pulled.digest).context("it has gone from the store")?;
         let (ids, application) = match &content {
             Image::Component(_) => (vec![image.repository().to_owned()], None),
             Image::App(app) => (app.components.keys().cloned().collect(), Some(Application::new(app))),
@@ -165,14 +166,10 @@ impl Inspect {
         let (store, registries) = (self.store.path()?, self.registry.location());
         let mut good = true;
         for thing in self.things {
-            // What is no file can only be an artifact.
-            let image = thing.parse().ok().filter(|_| !Path::new(&thing).exists());
-            let seen = match image {
-                Some(image) => SeenImage::read(image, &store, &registries).map(Either::Image),
-                None => {
-                    let file = File::open(&thing).with_context(|| thing.clone());
-                    file.and_then(|file| Seen::read(thing, file)).map(Either::File)
-                }
+            let seen = match (File::open(&thing), thing.parse()) {
+                (Ok(file), _) => Seen::read(thing, file).map(Either::File),
+                (Err(_), Ok(image)) => SeenImage::read(image, &store, &registries).map(Either::Image),
+                (Err(error), Err(reference)) => Err(anyhow::anyhow!("{thing}: no file: {error}; and {reference}")),
             };
             match seen {
                 Ok(seen) => {

@@ -2,6 +2,7 @@
 
 use std::{path::Path, process::ExitCode, time::Instant};
 
+use anyhow::Context;
 use pillion_protocol::{digest::Digest, reference::Reference};
 use serde::Serialize;
 
@@ -12,7 +13,7 @@ use crate::{
         message::{Pulled, Word},
         settings::Location,
     },
-    store::Image,
+    store::{Image, Store},
     supervisor::child,
 };
 
@@ -44,8 +45,7 @@ struct Line<'a> {
 
 /// Pulls an artifact into `store`, with a bar on a terminal.
 pub(super) fn pull(reference: &Reference, store: &Path, registries: &Location) -> anyhow::Result<Pulled> {
-    let request = registries.request(reference.clone(), store.to_owned(), false, &Credentials::default());
-    let request = request.map_err(anyhow::Error::msg)?;
+    let request = registries.request(reference.clone(), store.to_owned(), &Credentials::default())?;
     let bar = output::bytes();
     bar.set_message(reference.to_string());
     let pulled = child::pull(&request, |word| match word {
@@ -67,7 +67,9 @@ impl Pull {
         for image in &self.images {
             let began = Instant::now();
             match pull(image, &store, &registries) {
-                Ok(Pulled { digest, image: content, bytes, .. }) => {
+                Ok(Pulled { digest, bytes, .. }) => {
+                    let (content, _) =
+                        Store::open_as_child(&store)?.image(digest).context("it has gone from the store")?;
                     let (components, seconds) = (content.components(), began.elapsed().as_secs_f64());
                     match self.output {
                         Output::Json => {

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::{Output, RegistryArgs, output};
 use crate::{
-    compiler::facts::Interfaces,
+    compiler::{MAX_COMPONENT, facts::Interfaces},
     registry::{credentials::Credentials, push::Artifact},
 };
 
@@ -42,6 +42,8 @@ impl Push {
         let Self { file, image, registry, output } = self;
         anyhow::ensure!(image.digest().is_none(), "{image}: a push needs a tag; the digest comes of what is pushed");
         let component = Bytes::from(fs::read(&file).with_context(|| file.display().to_string())?);
+        let size = component.len() as u64;
+        anyhow::ensure!(size <= MAX_COMPONENT, "{}: {size} bytes: at most {MAX_COMPONENT} are allowed", file.display());
         let interfaces = Interfaces::read(&component).with_context(|| file.display().to_string())?;
         let artifact = Artifact::new(component, &interfaces)?;
         let (digest, bytes) = (artifact.digest(), artifact.size());

@@ -165,7 +165,7 @@ impl Run {
         log.start();
         let store = self.store_path()?;
         // The worker opens it too, but what is wrong with it is to be said here, once.
-        Store::open(&store)?;
+        Store::open(&store)?.sweep();
         let asked_for = ports.len();
         let mut output = Written::new(self.output, asked_for);
         listen::raise_descriptor_limit();

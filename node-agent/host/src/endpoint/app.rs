@@ -5,18 +5,32 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::Full;
-use pillion_protocol::component::{ComponentSpec, Variable};
+use pillion_protocol::{component::ComponentSpec, hosts::AllowedHost};
 
 use super::served::Part;
-use crate::spin::{self, Found, Handler, Router, Seen, Settings, VariableError};
+use crate::{
+    outbound::leads_next_to_us,
+    spin::{self, Found, Handler, Route, Router, Seen, Settings, VariableError},
+};
+
+/// The most bytes of all settings of an application together, and of all its fixed answers: an artifact says how many there are.
+const BYTES: usize = 1 << 20;
 
 /// An application, ready to be asked.
 #[derive(Debug)]
 pub struct App {
     app: spin::App,
     router: Router,
-    /// For each route, which part answers; `None` where the answer is fixed.
-    parts: Vec<Option<usize>>,
+    /// For each route, who answers.
+    handlers: Vec<Answering>,
+}
+
+/// Who answers a route.
+#[derive(Debug)]
+enum Answering {
+    Part(usize),
+    /// Always the same; its bytes are shared.
+    Fixed(StatusCode, HeaderMap, Bytes),
 }
 
 /// A component's own name and settings within its application.
@@ -28,12 +42,20 @@ pub struct Own {
     pub settings: Settings,
 }
 
-/// A component of an application whose settings cannot be found out.
+/// Settings of an application that cannot be.
 #[derive(Debug, thiserror::Error)]
-#[error("component {component:?}: {error}")]
-pub struct Unset {
-    component: String,
-    error: VariableError,
+pub enum Unset {
+    /// Those of one component.
+    #[error("component {component:?}: {error}")]
+    Variable {
+        /// The component.
+        component: String,
+        /// What is wrong with them.
+        error: VariableError,
+    },
+    /// All together.
+    #[error("the settings of its components have more than {BYTES} bytes together, which are allowed")]
+    TooMuch,
 }
 
 /// Who answers a request.
@@ -46,30 +68,31 @@ pub enum Answers {
 
 impl App {
     /// An application whose components, in the order of their ids, are `parts`. What `spec.config` says of a variable counts more than
-    /// the variable's default; what `spec.env` says, more than the component's own.
+    /// the variable's default; what `spec.env` says, more than the component's own. Hosts next to us are opened by `spec` only.
     ///
     /// # Errors
     ///
-    /// A variable without a value; a host that guests cannot call here.
+    /// A variable without a value; a host that guests cannot call here; more settings than one application may have.
     pub fn new(app: spin::App, parts: Vec<Part>, spec: &ComponentSpec) -> Result<(Self, Vec<Part>), Unset> {
-        let pairs =
-            |variables: &[Variable]| variables.iter().map(|v| (v.name.clone(), v.value.clone())).collect::<Vec<_>>();
-        let given = pairs(&spec.config);
-        let mut own = Vec::with_capacity(parts.len());
+        let given: Vec<_> = spec.config.iter().map(|v| (v.name.clone(), v.value.clone())).collect();
+        let (mut own, mut left) = (Vec::with_capacity(parts.len()), BYTES);
         for ((id, component), part) in app.components.iter().zip(parts) {
-            let unset = |error| Unset { component: id.clone(), error };
-            let mut settings = app.settings_of(component, &given).map_err(unset)?;
-            settings.env.retain(|(name, _)| spec.env.iter().all(|given| given.name != *name));
-            settings.env.extend(pairs(&spec.env));
-            settings.allowed_outbound_hosts.extend(spec.allowed_outbound_hosts.iter().cloned());
-            own.push(Part { own: Some(Box::new(Own { id: id.as_str().into(), settings })), ..part });
+            let unset = |error| Unset::Variable { component: id.clone(), error };
+            let settings = app.settings_of(component, &given).map_err(unset)?;
+            left = left.checked_sub(size(&settings)).ok_or(Unset::TooMuch)?;
+            let own_settings = Own { id: id.as_str().into(), settings: with_spec(settings, id, spec) };
+            own.push(Part { own: Some(Box::new(own_settings)), ..part });
         }
-        let index = |handler: &Handler| match handler {
-            Handler::Component(id) => app.components.keys().position(|known| known == id),
-            Handler::Static(_) => None,
+        let ids: Vec<_> = app.components.keys().collect();
+        let handler = |route: &Route| match &route.handler {
+            Handler::Component(id) => Answering::Part(ids.iter().position(|known| *known == id).unwrap_or(usize::MAX)),
+            Handler::Static(fixed) => {
+                let status = StatusCode::from_u16(fixed.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+                Answering::Fixed(status, headers(&fixed.headers), fixed.body.clone().unwrap_or_default().into())
+            }
         };
-        let parts = app.routes.iter().map(|route| index(&route.handler)).collect();
-        Ok((Self { router: Router::new(&app.routes), parts, app }, own))
+        let handlers = app.routes.iter().map(handler).collect();
+        Ok((Self { router: Router::new(&app.routes), handlers, app }, own))
     }
 
     /// Decides who answers, and tells the guest what Spin tells it.
@@ -81,22 +104,41 @@ impl App {
         let Some(found) = self.router.find(path) else {
             return Answers::Host(answer(StatusCode::NOT_FOUND.as_u16(), None, String::new()));
         };
-        if let Some(Some(part)) = self.parts.get(found.route) {
-            let told = told(&found, request, client);
-            let headers = request.headers_mut();
-            spin::strip(headers);
-            told.into_iter().for_each(|(name, value)| _ = headers.append(name, value));
-            return Answers::Part(*part);
-        }
-        Answers::Host(match self.app.routes.get(found.route).map(|route| &route.handler) {
-            Some(Handler::Static(fixed)) => {
-                let mut response = answer(fixed.status, None, fixed.body.clone().unwrap_or_default());
-                add(response.headers_mut(), &fixed.headers);
-                response
+        match self.handlers.get(found.route) {
+            Some(Answering::Part(part)) => {
+                let told = told(&found, request, client);
+                let headers = request.headers_mut();
+                spin::strip(headers);
+                told.into_iter().for_each(|(name, value)| _ = headers.append(name, value));
+                Answers::Part(*part)
             }
-            _ => answer(StatusCode::NOT_FOUND.as_u16(), None, String::new()),
-        })
+            Some(Answering::Fixed(status, headers, body)) => {
+                let mut response = Response::new(Full::from(body.clone()));
+                *response.status_mut() = *status;
+                *response.headers_mut() = headers.clone();
+                Answers::Host(response)
+            }
+            None => Answers::Host(answer(StatusCode::NOT_FOUND.as_u16(), None, String::new())),
+        }
     }
+}
+
+/// What the component's own settings come to, with what the resource says.
+fn with_spec(mut settings: Settings, id: &str, spec: &ComponentSpec) -> Settings {
+    settings.env.retain(|(name, _)| spec.env.iter().all(|given| given.name != *name));
+    settings.env.extend(spec.env.iter().map(|v| (v.name.clone(), v.value.clone())));
+    let hosts = &mut settings.allowed_outbound_hosts;
+    let closed = hosts.extract_if(.., |host| leads_next_to_us(host) && !spec.allowed_outbound_hosts.contains(host));
+    for host in closed {
+        tracing::warn!(component = id, %host, "an artifact cannot open what is next to its host by itself: name it in spec.allowedOutboundHosts, too");
+    }
+    hosts.extend(spec.allowed_outbound_hosts.iter().cloned());
+    settings
+}
+
+fn size(settings: &Settings) -> usize {
+    let pairs = settings.env.iter().chain(&settings.config).map(|(name, value)| name.len() + value.len());
+    pairs.sum::<usize>() + settings.allowed_outbound_hosts.len() * size_of::<AllowedHost>()
 }
 
 fn told<B>(found: &Found<'_>, request: &Request<B>, client: SocketAddr) -> Vec<(HeaderName, HeaderValue)> {
@@ -116,12 +158,14 @@ fn answer(status: u16, content_type: Option<&'static str>, body: String) -> Resp
     response
 }
 
-fn add(headers: &mut HeaderMap, more: &[(String, String)]) {
-    for (name, value) in more {
+fn headers(pairs: &[(String, String)]) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    for (name, value) in pairs {
         if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value)) {
             headers.append(name, value);
         }
     }
+    headers
 }
 
 #[cfg(test)]
@@ -163,6 +207,18 @@ mod tests {
         assert_eq!(values("spin-path-info"), ["/a/b"]);
         assert_eq!(values("spin-full-url"), ["http://a.example/a/b?c=d"]);
         assert_eq!(values("spin-client-addr"), ["10.0.0.7:4321"]);
+    }
+
+    #[test]
+    fn hosts_are_the_components_own_and_what_is_next_to_us_is_opened_by_the_resource() {
+        let hosts = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<AllowedHost>>();
+        let settings = |own: &[&str]| Settings { allowed_outbound_hosts: hosts(own), ..Settings::default() };
+        let mut spec = ComponentSpec::new("./x.wasm".to_owned().try_into().unwrap());
+        spec.allowed_outbound_hosts = hosts(&["http://localhost:3000"]);
+        let with = |own: &[&str]| with_spec(settings(own), "a", &spec).allowed_outbound_hosts;
+        assert_eq!(with(&["http://a.example"]), hosts(&["http://a.example", "http://localhost:3000"]));
+        assert_eq!(with(&["http://127.0.0.1", "http://169.254.169.254"]), hosts(&["http://localhost:3000"]));
+        assert!(with(&["http://localhost:3000"]).contains(&hosts(&["http://localhost:3000"])[0]));
     }
 
     #[test]

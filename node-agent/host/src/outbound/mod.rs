@@ -27,6 +27,11 @@ impl Outbound {
     }
 }
 
+/// Whether an entry leads to what is next to us: this machine, and what only it can reach.
+pub fn leads_next_to_us(entry: &AllowedHost) -> bool {
+    policy::leads_next_to_us(entry)
+}
+
 /// What an instance's outgoing calls go through.
 pub struct OutboundHooks {
     outbound: Outbound,

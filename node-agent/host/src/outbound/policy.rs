@@ -67,6 +67,15 @@ pub(super) fn may_connect(entries: &[&AllowedHost], address: IpAddr) -> bool {
         })
 }
 
+/// Whether an entry leads to what is next to us, which only who runs the component may open, not who wrote it.
+pub(super) fn leads_next_to_us(entry: &AllowedHost) -> bool {
+    match &entry.host {
+        HostPattern::Address(named) => is_special(canonical(*named)),
+        HostPattern::Name(name) => name == "localhost",
+        HostPattern::Any | HostPattern::Below(_) => false,
+    }
+}
+
 /// Loopback, link-local (where clouds keep credentials), unspecified, multicast, broadcast, and IPv6's ways to write IPv4.
 fn is_special(address: IpAddr) -> bool {
     match address {
@@ -144,6 +153,23 @@ mod tests {
         ];
         for (entries, url, expected) in table {
             assert_eq!(!allowing(&hosts(entries), &target(url)).is_empty(), expected, "{entries:?} {url}");
+        }
+    }
+
+    #[test]
+    fn what_is_next_to_us_is_told_from_what_is_not() {
+        let next = |entry: &str| leads_next_to_us(&entry.parse().unwrap());
+        for entry in [
+            "http://localhost:3000",
+            "http://127.0.0.1",
+            "http://[::1]",
+            "http://169.254.169.254",
+            "http://[::ffff:127.0.0.1]",
+        ] {
+            assert!(next(entry), "{entry}");
+        }
+        for entry in ["http://example.com", "*://*:*", "http://10.0.0.7", "https://*.example.com"] {
+            assert!(!next(entry), "{entry}");
         }
     }
 

@@ -1,13 +1,13 @@
 //! One registry, as the puller and the pusher ask it. Each question is bounded in time, in memory, and in how often it is asked.
 
-use std::{error::Error, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use oci_client::{
     Client, Reference as OciReference, RegistryOperation,
     client::{BlobResponse, Certificate, CertificateEncoding, ClientConfig, ClientProtocol},
-    errors::{OciDistributionError, OciEnvelope, OciErrorCode},
+    errors::OciDistributionError,
     manifest::{
         IMAGE_MANIFEST_LIST_MEDIA_TYPE, IMAGE_MANIFEST_MEDIA_TYPE, OCI_IMAGE_INDEX_MEDIA_TYPE, OCI_IMAGE_MEDIA_TYPE,
         OciDescriptor,
@@ -21,9 +21,10 @@ use pillion_protocol::{
 use tokio::time::timeout;
 
 use super::{
-    manifest::{Blob, MAX_DOCUMENT, shown},
+    manifest::{Blob, MAX_DOCUMENT},
     message::{Login, Source},
-    retry::{Passes, Problem, again},
+    problem::{Passes, Problem, chain, late, limiting_url},
+    retry::again,
 };
 
 /// What this process may grow by while a whole answer is read into memory, which the library does without a bound.
@@ -33,11 +34,22 @@ const GROWTH: u64 = 16 * MAX_DOCUMENT;
 const LOOK: Duration = Duration::from_millis(5);
 
 /// A registry that is asked.
-pub struct Registry {
+pub struct Remote {
     client: Client,
     source: Source,
     /// How long it may say nothing.
     timeout: Duration,
+}
+
+/// How patiently a question is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ask {
+    /// Again, until there is an answer or it makes no sense any more.
+    Again,
+    /// Once.
+    Once,
+    /// Once, and the answer must come within this time.
+    Within(Duration),
 }
 
 /// A blob on its way.
@@ -46,11 +58,9 @@ pub struct Incoming {
     pub bytes: std::pin::Pin<Box<dyn Stream<Item = Result<Bytes, std::io::Error>> + Send>>,
     /// The byte that it begins with.
     pub from: u64,
-    /// How many bytes the registry says will come.
-    pub length: Option<u64>,
 }
 
-impl Registry {
+impl Remote {
     /// A client for one registry. Nobody is asked yet.
     ///
     /// # Errors
@@ -86,12 +96,6 @@ impl Registry {
         Ok(Self { client, source, timeout })
     }
 
-    /// The same, with another time.
-    #[must_use]
-    pub fn with_timeout(self, timeout: Duration) -> Self {
-        Self { timeout, ..self }
-    }
-
     /// The library's form of a reference. Not by its parser: that makes its patterns anew in each process, which takes longer than a
     /// registry's answer.
     fn reference(&self, reference: &Reference) -> OciReference {
@@ -119,23 +123,23 @@ impl Registry {
     /// # Errors
     ///
     /// Nobody there; credentials that are refused.
-    pub async fn log_in(&self, reference: &Reference, operation: RegistryOperation, once: bool) -> Result<(), Problem> {
+    pub async fn log_in(&self, reference: &Reference, operation: RegistryOperation, how: Ask) -> Result<(), Problem> {
         let reference = self.reference(reference);
         let auth = self.auth();
-        let ask = async || self.bounded(self.client.auth(&reference, &auth, operation)).await.map(|_| ());
-        if once { ask().await } else { again(ask).await }
+        let ask = async |within| self.bounded(within, self.client.auth(&reference, &auth, operation)).await.map(|_| ());
+        self.ask(how, ask).await
     }
 
-    /// The digest that the reference's tag leads to. `once`: asked once and no more.
+    /// The digest that the reference's tag leads to.
     ///
     /// # Errors
     ///
     /// See [`Problem`].
-    pub async fn digest(&self, reference: &Reference, once: bool) -> Result<Digest, Problem> {
+    pub async fn digest(&self, reference: &Reference, how: Ask) -> Result<Digest, Problem> {
         let reference = self.reference(reference);
         let auth = self.auth();
-        let ask = async || self.bounded(self.client.fetch_manifest_digest(&reference, &auth)).await;
-        let digest = if once { ask().await } else { again(ask).await }?;
+        let ask = async |within| self.bounded(within, self.client.fetch_manifest_digest(&reference, &auth)).await;
+        let digest = self.ask(how, ask).await?;
         digest.parse().map_err(|error| Problem::lasting(format!("{error}")))
     }
 
@@ -153,7 +157,8 @@ impl Registry {
         ];
         let reference = self.reference(&reference.at(digest));
         let auth = self.auth();
-        let ask = async || self.bounded(self.client.pull_manifest_raw(&reference, &auth, &ACCEPTED)).await;
+        let ask =
+            async || self.bounded(self.timeout, self.client.pull_manifest_raw(&reference, &auth, &ACCEPTED)).await;
         // The library has compared the digest.
         again(ask).await.map(|(manifest, _)| manifest)
     }
@@ -171,13 +176,15 @@ impl Registry {
             ..OciDescriptor::default()
         };
         self.client.store_auth_if_needed(reference.resolve_registry(), &self.auth()).await;
-        let asked = self.bounded(self.client.pull_blob_stream_partial(&reference, &descriptor, from, None)).await?;
+        let asked = self
+            .bounded(self.timeout, self.client.pull_blob_stream_partial(&reference, &descriptor, from, None))
+            .await?;
         let (stream, from) = match asked {
             BlobResponse::Partial(stream) => (stream, from),
             // It does not know how to begin in the middle.
             BlobResponse::Full(stream) => (stream, 0),
         };
-        Ok(Incoming { length: stream.content_length, bytes: stream.boxed(), from })
+        Ok(Incoming { bytes: stream.boxed(), from })
     }
 
     /// Pushes a blob.
@@ -212,8 +219,20 @@ impl Registry {
         again(push).await
     }
 
+    async fn ask<T>(&self, how: Ask, ask: impl AsyncFn(Duration) -> Result<T, Problem>) -> Result<T, Problem> {
+        match how {
+            Ask::Again => again(async || ask(self.timeout).await).await,
+            Ask::Once => ask(self.timeout).await,
+            Ask::Within(time) => ask(time.min(self.timeout)).await,
+        }
+    }
+
     /// An answer within the time.
-    async fn bounded<T>(&self, ask: impl Future<Output = Result<T, OciDistributionError>>) -> Result<T, Problem> {
+    async fn bounded<T>(
+        &self,
+        within: Duration,
+        ask: impl Future<Output = Result<T, OciDistributionError>>,
+    ) -> Result<T, Problem> {
         let small = async {
             let most = resident().saturating_add(GROWTH);
             while resident() <= most {
@@ -221,13 +240,9 @@ impl Registry {
             }
         };
         tokio::select! {
-            answer = timeout(self.timeout, self.answered(ask)) => answer.map_err(|_| self.late())?,
+            answer = timeout(within, self.answered(ask)) => answer.map_err(|_| late(within))?,
             () = small => Err(Problem::lasting(format!("its answer is too large: at most {MAX_DOCUMENT} bytes are allowed"))),
         }
-    }
-
-    fn late(&self) -> Problem {
-        Problem::passing(format!("no whole answer within {}", humantime::format_duration(self.timeout)))
     }
 
     async fn answered<T>(&self, ask: impl Future<Output = Result<T, OciDistributionError>>) -> Result<T, Problem> {
@@ -235,7 +250,7 @@ impl Registry {
             Ok(answer) => Ok(answer),
             Err(error) => {
                 let url = limiting_url(&error).map(str::to_owned);
-                let problem = self.problem(error);
+                let problem = self.source.problem(error, self.timeout);
                 Err(match url {
                     Some(url) => self.when_again(problem, &url).await,
                     None => problem,
@@ -247,12 +262,11 @@ impl Registry {
     /// The library keeps no answer's headers, so how long to wait is asked for once more, without saying who we are.
     async fn when_again(&self, problem: Problem, url: &str) -> Problem {
         let asked = async {
-            let mut client =
-                reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).timeout(self.timeout);
-            if let Some(ca) = &self.source.ca {
-                client = client.tls_certs_merge(reqwest::Certificate::from_pem(ca.as_bytes()));
-            }
-            client.build()?.head(url).send().await
+            let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).timeout(self.timeout);
+            let ca = self.source.ca.iter().flat_map(|ca| reqwest::Certificate::from_pem(ca.as_bytes()));
+            let browsers = webpki_root_certs::TLS_SERVER_ROOT_CERTS.iter();
+            let browsers = browsers.flat_map(|root| reqwest::Certificate::from_der(root));
+            client.tls_certs_merge(ca.chain(browsers)).build()?.head(url).send().await
         };
         let said = asked
             .await
@@ -263,101 +277,6 @@ impl Registry {
             ..problem
         })
     }
-
-    /// What an error of the library means, without what must not be told.
-    fn problem(&self, error: OciDistributionError) -> Problem {
-        let registry = &self.source.registry;
-        let problem = match error {
-            OciDistributionError::RequestError(error) if error.is_timeout() => self.late(),
-            OciDistributionError::RequestError(error) => {
-                // Where a redirect has led to may have a signature in it.
-                let text = chain(&error.without_url());
-                if text.contains("UnknownIssuer") {
-                    Problem::lasting(format!(
-                        "{text}; give its authority's certificate: registries.{registry:?}.ca in the registries file"
-                    ))
-                } else if text.contains("InvalidContentType") {
-                    Problem::lasting(format!(
-                        "it does not speak TLS; if that is meant: --plain-http {registry}, or plainHttp in the registries file"
-                    ))
-                } else if text.contains("certificate") {
-                    Problem::lasting(text)
-                } else {
-                    Problem::passing(text)
-                }
-            }
-            OciDistributionError::IoError(error) => Problem::passing(chain(&error)),
-            OciDistributionError::ServerError { code, message, .. } => {
-                let text = format!("HTTP {code}: {}", shown(&message));
-                if code == 429 || code == 408 || code >= 500 { Problem::passing(text) } else { Problem::lasting(text) }
-            }
-            OciDistributionError::RegistryError { envelope, .. } => {
-                let words = envelope
-                    .errors
-                    .iter()
-                    .take(3)
-                    .map(|error| format!("{}: {}", code(&error.code), shown(&error.message)));
-                let text = words.collect::<Vec<_>>().join("; ");
-                if is_limiting(&envelope) { Problem::passing(text) } else { Problem::lasting(text) }
-            }
-            OciDistributionError::UnauthorizedError { .. } => Problem::lasting(match &self.source.login {
-                Login::Anonymous => {
-                    "HTTP 401: it wants to know who asks, and there are no credentials for it".to_owned()
-                }
-                Login::Basic { username, .. } => {
-                    format!("HTTP 401: the credentials of {:?} are refused", shown(username))
-                }
-            }),
-            OciDistributionError::AuthenticationFailure(reason) => {
-                Problem::lasting(format!("its token server gives no token: {}", shown(&reason)))
-            }
-            other => Problem::lasting(shown(&chain(&other))),
-        };
-        Problem { text: self.without_secrets(problem.text), ..problem }
-    }
-
-    /// Whoever we talk to may say back what it was told.
-    fn without_secrets(&self, text: String) -> String {
-        match &self.source.login {
-            Login::Basic { password, .. } if !password.is_empty() => text.replace(password.as_str(), "***"),
-            _ => text,
-        }
-    }
-}
-
-/// Where a registry says that it is asked too much, and may say when to ask again.
-fn limiting_url(error: &OciDistributionError) -> Option<&str> {
-    match error {
-        OciDistributionError::ServerError { url, code: 429 | 503, .. } => Some(url),
-        OciDistributionError::RegistryError { url, envelope } => is_limiting(envelope).then_some(url),
-        _ => None,
-    }
-}
-
-fn is_limiting(envelope: &OciEnvelope) -> bool {
-    envelope.errors.iter().any(|error| matches!(error.code, OciErrorCode::Toomanyrequests))
-}
-
-/// An error's code, as the registry has written it.
-fn code(code: &OciErrorCode) -> String {
-    serde_json::to_value(code)
-        .ok()
-        .and_then(|code| Some(code.as_str()?.to_owned()))
-        .unwrap_or_else(|| format!("{code:?}"))
-}
-
-/// An error with its causes.
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let words = error.to_string();
-        if !text.contains(&words) {
-            text = format!("{text}: {words}");
-        }
-        cause = error.source();
-    }
-    text
 }
 
 /// Bytes of memory that this process has.

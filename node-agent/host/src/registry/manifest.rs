@@ -76,7 +76,8 @@ pub fn read(manifest: &[u8]) -> Result<Layout, String> {
     if manifest.len() as u64 > MAX_DOCUMENT {
         return Err(format!("it has {} bytes: at most {MAX_DOCUMENT} are allowed", manifest.len()));
     }
-    let kind: Kind = serde_json::from_slice(manifest).map_err(|error| format!("it is no manifest: {error}"))?;
+    let kind: Kind = serde_json::from_slice(manifest)
+        .map_err(|error| format!("it is no manifest: {}", shown(&error.to_string())))?;
     if kind.schema_version != 2 {
         return Err(format!("its schemaVersion is {}: expected 2", kind.schema_version));
     }
@@ -88,8 +89,8 @@ pub fn read(manifest: &[u8]) -> Result<Layout, String> {
             digests.join(", ")
         ));
     }
-    let manifest: OciImageManifest =
-        serde_json::from_slice(manifest).map_err(|error| format!("it is no image manifest: {error}"))?;
+    let manifest: OciImageManifest = serde_json::from_slice(manifest)
+        .map_err(|error| format!("it is no image manifest: {}", shown(&error.to_string())))?;
     if manifest.layers.len() > MAX_LAYERS {
         return Err(format!("it has {} layers: at most {MAX_LAYERS} are allowed", manifest.layers.len()));
     }
@@ -149,7 +150,8 @@ pub fn check_config(config: &[u8], layer: &Blob) -> Result<(), String> {
         architecture: Option<String>,
         layer_digests: Option<Vec<String>>,
     }
-    let config: Config = serde_json::from_slice(config).map_err(|error| format!("it is no configuration: {error}"))?;
+    let config: Config = serde_json::from_slice(config)
+        .map_err(|error| format!("it is no configuration: {}", shown(&error.to_string())))?;
     if let Some(architecture) = config.architecture.filter(|architecture| architecture != "wasm") {
         return Err(format!("its architecture is {:?}: expected \"wasm\"", shown(&architecture)));
     }

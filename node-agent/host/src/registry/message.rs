@@ -5,8 +5,6 @@ use std::{fmt, path::PathBuf, time::Duration};
 use pillion_protocol::{digest::Digest, quantity::ByteSize, reference::Reference};
 use serde::{Deserialize, Serialize};
 
-use crate::store::Image;
-
 /// What a puller is asked for, as JSON on its standard input.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Request {
@@ -20,9 +18,14 @@ pub struct Request {
     pub timeout: Duration,
     /// The most bytes of one artifact.
     pub most: ByteSize,
-    /// Where the registry cannot be asked, what the tag led to before is good, too.
-    pub fall_back: bool,
+    /// Where what the tag led to before is here, the registry is not waited for long.
+    pub impatient: bool,
+    /// Why nothing may be added to the store, if that is so: what is in it can be had nevertheless.
+    pub full: Option<String>,
 }
+
+/// What a puller says first: it has confined itself, and can be told a secret.
+pub const GREETING: &str = "ready";
 
 /// A registry to ask, and who we are there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,8 +90,6 @@ pub enum Word {
 pub struct Pulled {
     /// Its manifest's digest.
     pub digest: Digest,
-    /// What it holds.
-    pub image: Image,
     /// Bytes that were pulled; 0 if it was in the store.
     pub bytes: u64,
     /// How long it took to find the digest of the tag.
@@ -97,8 +98,14 @@ pub struct Pulled {
     pub pull: Duration,
     /// How much of that went into checking digests.
     pub verify: Duration,
-    /// The registry could not be asked what the tag leads to: this is what it led to before.
-    pub stale: bool,
+}
+
+impl Pulled {
+    /// One that was in the store.
+    pub fn here(digest: Digest) -> Self {
+        let none = Duration::ZERO;
+        Self { digest, bytes: 0, resolve: none, pull: none, verify: none }
+    }
 }
 
 /// Why an artifact could not be pulled.
@@ -113,6 +120,8 @@ pub struct Failure {
     pub step: Step,
     /// What is wrong, for people.
     pub problem: String,
+    /// It may pass: the registry, or who says who we are, could not be asked.
+    pub passes: bool,
 }
 
 /// A step of a pull.

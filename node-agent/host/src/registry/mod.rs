@@ -11,7 +11,7 @@
 //! | `credentials` | who we are at a registry: docker config JSON, then the kubelet's providers (`provider`) |
 //! | `message` | what supervisor and puller say to each other |
 //! | `puller` | the child: an artifact into the store |
-//! | `client` | one registry: each question bounded in time, memory and number (`retry`) |
+//! | `client` | one registry: each question bounded in time, memory and number (`retry`), each failure in words (`problem`) |
 //! | `download` | a blob on its way to disk, counted and hashed |
 //! | `manifest` | what an artifact's manifest says it holds |
 //! | `push` | a component into a registry |
@@ -21,6 +21,7 @@ pub mod credentials;
 mod download;
 pub mod manifest;
 pub mod message;
+mod problem;
 mod provider;
 pub mod puller;
 pub mod push;

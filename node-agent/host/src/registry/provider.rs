@@ -7,7 +7,7 @@ use std::{
     collections::{BTreeMap, HashMap},
     fs,
     path::Path,
-    process::Command,
+    process::{Command, Stdio},
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -16,7 +16,7 @@ use pillion_protocol::reference::Reference;
 use serde::{Deserialize, Serialize};
 
 use super::{credentials::CredentialError, message::Login, settings::Providers};
-use crate::program;
+use crate::program::{self, Tell};
 
 /// How long a provider may take, as in the kubelet.
 const PROVIDER: Duration = Duration::from_secs(60);
@@ -82,8 +82,8 @@ struct AuthConfig {
     password: String,
 }
 
-/// Whether `pattern`, `HOST[:PORT][/PATH]` with `*` in the host's labels, is for this reference. As the kubelet has it: as many labels,
-/// the same port, and the path begins with the pattern's.
+/// Whether `pattern`, `HOST[:PORT][/PATH]` with `*` in the host's labels, is for this reference. As many labels, the same port,
+/// and the path begins with the pattern's: as in the kubelet, but by whole parts of it.
 pub(super) fn matches(pattern: &str, reference: &Reference) -> bool {
     let (pattern_host, path) = pattern.split_once('/').map_or((pattern, ""), |(host, path)| (host, path));
     let split = |host: &str| match host.rsplit_once(':') {
@@ -145,7 +145,8 @@ pub(super) fn login(
         "Global" => String::new(),
         other => return Err(failed(format!("cacheKeyType {other:?}: allowed are Image, Registry, Global"))),
     };
-    let given = Given { until: Instant::now() + lasts, logins };
+    let until = Instant::now().checked_add(lasts).ok_or_else(|| failed("it gives credentials for ever".into()))?;
+    let given = Given { until, logins };
     let found = given.login(reference);
     cache.0.lock().unwrap_or_else(PoisonError::into_inner).insert((provider.name.clone(), key), given);
     Ok(found)
@@ -160,6 +161,8 @@ fn ask(provider: &Provider, folder: &Path, reference: &Reference) -> Result<Answ
     let question = serde_json::to_vec(&question).map_err(|error| error.to_string())?;
     let mut command = Command::new(folder.join(&provider.name));
     command.args(&provider.args).envs(provider.env.iter().map(|variable| (&variable.name, &variable.value)));
+    // What it says there is not for our log.
+    command.stderr(Stdio::null());
     let mut said = String::new();
     let hear = |line: &str| {
         if said.len() < OUTPUT {
@@ -167,7 +170,7 @@ fn ask(provider: &Provider, folder: &Path, reference: &Reference) -> Result<Answ
             said += "\n";
         }
     };
-    let status = program::run(command, &question, PROVIDER, hear).map_err(|error| error.to_string())?;
+    let status = program::run(command, &question, Tell::AtOnce, PROVIDER, hear).map_err(|error| error.to_string())?;
     if !status.success() {
         return Err(format!("it failed ({status})"));
     }

@@ -19,15 +19,16 @@ use tempfile::NamedTempFile;
 use tokio::{runtime::Builder, time::timeout};
 
 use super::{
-    client::{Incoming, Registry},
+    client::{Ask, Incoming, Remote},
     download::{Download, Wrong},
     manifest::{self, Blob, Layout},
-    message::{Failure, Pulled, Request, Source, Step, Word},
-    retry::{Problem, again},
+    message::{Failure, GREETING, Pulled, Request, Source, Step, Word},
+    problem::Problem,
+    retry::again,
 };
 use crate::{
     program, spin,
-    store::{Image, Store, StoreError},
+    store::{Image, Store},
 };
 
 /// Address space. What an answer may hold is bounded far below it.
@@ -35,6 +36,9 @@ const MEMORY: u64 = 4 << 30;
 
 /// A registry that sends less than this in a second, over its time, has stopped for us.
 const SLOWEST: u64 = 1 << 10;
+
+/// The longest that a pull takes; its supervisor waits a little longer.
+const LONGEST: Duration = Duration::from_secs(840);
 
 /// How often progress is told.
 const TELL: Duration = Duration::from_millis(100);
@@ -55,14 +59,22 @@ pub fn main(parent: u32) -> anyhow::Result<()> {
         setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })?;
     }
     Process::Puller.confine()?;
+    // Only now: whoever is the same user could look into this process before, and into its standard input.
+    println!("{GREETING}");
     let mut request = Vec::new();
     io::stdin().lock().read_to_end(&mut request)?;
     let request: Request = serde_json::from_slice(&request).map_err(|_| anyhow::anyhow!("this is no request"))?;
     let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(2).build()?;
-    let word = match runtime.block_on(pull(request)) {
-        Ok(pulled) => Word::Pulled(pulled),
-        Err(failure) => Word::Failed(failure),
-    };
+    let word = runtime.block_on(async {
+        // Within its time, so that nothing partial stays: who is killed cleans up nothing.
+        match timeout(LONGEST, pull(&request)).await {
+            Ok(Ok(pulled)) => Word::Pulled(pulled),
+            Ok(Err(failure)) => Word::Failed(failure),
+            Err(_) => {
+                Word::Failed(failure(&request, Step::Pull, format!("it takes more than {} s", LONGEST.as_secs())))
+            }
+        }
+    });
     // A name that is being looked up is not waited for.
     runtime.shutdown_background();
     say(&word);
@@ -77,52 +89,33 @@ fn say(word: &Word) {
     }
 }
 
-async fn pull(request: Request) -> Result<Pulled, Failure> {
-    let store_failed = |error: StoreError| Failure {
-        image: request.reference.to_string(),
-        registry: request.reference.registry().to_owned(),
-        step: Step::Store,
-        problem: error.to_string(),
-    };
-    let store = Store::open(&request.store).map_err(store_failed)?;
-    // What the tag led to, as long as all of that is here.
-    let known = request.fall_back.then(|| store.tag(&request.reference)).flatten();
-    let known = known.and_then(|digest| Some((digest, store.image(digest)?.0)));
-    if let Some((digest, image)) = request.reference.digest().and_then(|digest| Some((digest, store.image(digest)?.0)))
-    {
-        return Ok(Pulled::here(digest, image));
-    }
-    let (mut failed, mut sources) = (None, request.sources.iter().peekable());
-    while let Some(source) = sources.next() {
-        let pull = Pull { request: &request, source, store: &store, has_known: known.is_some() };
-        match pull.run().await {
-            Ok(pulled) => return Ok(pulled),
-            Err(failure) if sources.peek().is_some() => say(&Word::Warning(failure.to_string())),
-            Err(failure) => failed = Some(failure),
-        }
-    }
-    let no_source = || Failure {
-        image: request.reference.to_string(),
-        registry: request.reference.registry().to_owned(),
-        step: Step::Resolve,
-        problem: "there is nobody to ask".into(),
-    };
-    let failure = failed.unwrap_or_else(no_source);
-    match known {
-        Some((digest, image)) => {
-            say(&Word::Warning(format!("{failure}; what the tag led to before is served: {digest}")));
-            Ok(Pulled { stale: true, ..Pulled::here(digest, image) })
-        }
-        None => Err(failure),
-    }
+/// A failure of no registry's.
+fn failure(request: &Request, step: Step, problem: impl ToString) -> Failure {
+    let registry = request.reference.registry().to_owned();
+    Failure { image: request.reference.to_string(), registry, step, problem: problem.to_string(), passes: true }
 }
 
-impl Pulled {
-    /// One that was in the store.
-    fn here(digest: Digest, image: Image) -> Self {
-        let none = Duration::ZERO;
-        Self { digest, image, bytes: 0, resolve: none, pull: none, verify: none, stale: false }
+async fn pull(request: &Request) -> Result<Pulled, Failure> {
+    let store = Store::open_as_child(&request.store).map_err(|error| failure(request, Step::Store, error))?;
+    if let Some(digest) = request.reference.digest().filter(|digest| store.image(*digest).is_some()) {
+        return Ok(Pulled::here(digest));
     }
+    let known = store.tag(&request.reference).is_some_and(|digest| store.image(digest).is_some());
+    let (mut failed, mut sources) = (None, request.sources.iter().peekable());
+    while let Some(source) = sources.next() {
+        let is_last = sources.peek().is_none();
+        let how = match request.impatient && known {
+            true => Ask::Within(IMPATIENT),
+            false if is_last => Ask::Again,
+            false => Ask::Once,
+        };
+        match (Pull { request, source, store: &store, how }).run().await {
+            Ok(pulled) => return Ok(pulled),
+            Err(failure) if is_last => failed = Some(failure),
+            Err(failure) => say(&Word::Warning(failure.to_string())),
+        }
+    }
+    Err(failed.unwrap_or_else(|| failure(request, Step::Resolve, "there is nobody to ask")))
 }
 
 /// A pull from one registry.
@@ -130,8 +123,8 @@ struct Pull<'a> {
     request: &'a Request,
     source: &'a Source,
     store: &'a Store,
-    /// There is something to serve if this fails.
-    has_known: bool,
+    /// How patiently it is asked who we are, and where the tag leads.
+    how: Ask,
 }
 
 /// Bytes that are here, of those that are to be.
@@ -146,30 +139,30 @@ struct Progress {
 
 impl Pull<'_> {
     fn at(&self, step: Step) -> impl Fn(Problem) -> Failure {
-        move |problem| self.failure(step.clone(), problem.text)
+        move |problem| Failure { passes: problem.passes(), ..self.failure(step.clone(), problem.text) }
     }
 
+    /// One that stays.
     fn failure(&self, step: Step, problem: impl ToString) -> Failure {
-        let (image, registry) = (self.request.reference.to_string(), self.source.registry.clone());
-        Failure { image, registry, step, problem: problem.to_string() }
+        Failure { registry: self.source.registry.clone(), passes: false, ..failure(self.request, step, problem) }
     }
 
     async fn run(&self) -> Result<Pulled, Failure> {
         let reference = &self.request.reference;
         let began = Instant::now();
-        let timeout = self.request.timeout;
-        let first = if self.has_known { timeout.min(IMPATIENT) } else { timeout };
-        let registry = Registry::new(self.source.clone(), first).map_err(self.at(Step::Login))?;
-        registry.log_in(reference, RegistryOperation::Pull, self.has_known).await.map_err(self.at(Step::Login))?;
+        let registry = Remote::new(self.source.clone(), self.request.timeout).map_err(self.at(Step::Login))?;
+        registry.log_in(reference, RegistryOperation::Pull, self.how).await.map_err(self.at(Step::Login))?;
         let digest = match reference.digest() {
             Some(digest) => digest,
-            None => registry.digest(reference, self.has_known).await.map_err(self.at(Step::Resolve))?,
+            None => registry.digest(reference, self.how).await.map_err(self.at(Step::Resolve))?,
         };
-        let registry = registry.with_timeout(timeout);
         let (resolve, began) = (began.elapsed(), Instant::now());
-        if let Some((image, _)) = self.store.image(digest) {
+        if self.store.image(digest).is_some() {
             self.note(digest)?;
-            return Ok(Pulled { resolve, ..Pulled::here(digest, image) });
+            return Ok(Pulled { resolve, ..Pulled::here(digest) });
+        }
+        if let Some(full) = &self.request.full {
+            return Err(self.failure(Step::Store, full));
         }
         let bytes = registry.manifest(reference, digest).await.map_err(self.at(Step::Manifest))?;
         let layout = manifest::read(&bytes).map_err(|problem| self.failure(Step::Manifest, problem))?;
@@ -180,7 +173,7 @@ impl Pull<'_> {
         self.store.add_image(digest, &image).map_err(|error| self.failure(Step::Store, error))?;
         self.note(digest)?;
         let Progress { done, verify, .. } = progress;
-        Ok(Pulled { digest, image, bytes: done, resolve, pull: began.elapsed(), verify, stale: false })
+        Ok(Pulled { digest, bytes: done, resolve, pull: began.elapsed(), verify })
     }
 
     /// Takes note of what the tag leads to: it is all here.
@@ -193,7 +186,7 @@ impl Pull<'_> {
         }
     }
 
-    async fn component(&self, registry: &Registry, config: &Blob, layer: &Blob) -> Result<(Image, Progress), Failure> {
+    async fn component(&self, registry: &Remote, config: &Blob, layer: &Blob) -> Result<(Image, Progress), Failure> {
         let mut progress = Progress::default();
         self.expect(&mut progress, [config, layer])?;
         let document = self.document(registry, config, Step::Config, &mut progress).await?;
@@ -204,7 +197,7 @@ impl Pull<'_> {
 
     async fn app(
         &self,
-        registry: &Registry,
+        registry: &Remote,
         lock: &Blob,
         components: &BTreeMap<Digest, Blob>,
     ) -> Result<(Image, Progress), Failure> {
@@ -239,7 +232,7 @@ impl Pull<'_> {
     /// A small blob, which is to be read here.
     async fn document(
         &self,
-        registry: &Registry,
+        registry: &Remote,
         blob: &Blob,
         step: Step,
         progress: &mut Progress,
@@ -249,7 +242,7 @@ impl Pull<'_> {
     }
 
     /// A component, into the store.
-    async fn layer(&self, registry: &Registry, blob: &Blob, progress: &mut Progress) -> Result<(), Failure> {
+    async fn layer(&self, registry: &Remote, blob: &Blob, progress: &mut Progress) -> Result<(), Failure> {
         if self.store.artifact(blob.digest).is_some() {
             return Ok(());
         }
@@ -260,7 +253,7 @@ impl Pull<'_> {
     /// Downloads a blob, and goes on where it broke off.
     async fn download(
         &self,
-        registry: &Registry,
+        registry: &Remote,
         blob: &Blob,
         step: Step,
         progress: &mut Progress,
@@ -268,11 +261,19 @@ impl Pull<'_> {
         let file = self.store.new_file().map_err(|error| self.failure(Step::Store, error))?;
         let mut download = Download::new(file, blob);
         let before = progress.done;
-        let get = async || {
-            let incoming = registry.blob(&self.request.reference, blob, download.done()).await?;
-            self.receive(incoming, &mut download, &mut |done| progress.tell(before.saturating_add(done))).await
-        };
-        again(get).await.map_err(self.at(step.clone()))?;
+        loop {
+            let here = download.done();
+            let get = async || {
+                let incoming = registry.blob(&self.request.reference, blob, download.done()).await?;
+                self.receive(incoming, &mut download, &mut |done| progress.tell(before.saturating_add(done))).await
+            };
+            match again(get).await {
+                Ok(()) => break,
+                // As long as more comes, it is asked for more.
+                Err(problem) if problem.passes() && download.done() > here => {}
+                Err(problem) => return Err(self.at(step)(problem)),
+            }
+        }
         progress.done = before.saturating_add(blob.size);
         let (file, hashing) = download.finish().map_err(|wrong| self.failure(step, wrong))?;
         progress.verify += hashing;

@@ -13,10 +13,10 @@ use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    client::Registry,
+    client::{Ask, Remote},
     manifest::{WASM_CONFIG, WASM_LAYER},
     message::{Failure, Source, Step},
-    retry::Problem,
+    problem::Problem,
 };
 use crate::compiler::facts::Interfaces;
 
@@ -85,10 +85,10 @@ impl Artifact {
     pub async fn push(self, reference: &Reference, source: Source, mut tell: impl FnMut(u64)) -> Result<(), Failure> {
         let at = |step: Step| {
             let (image, registry) = (reference.to_string(), source.registry.clone());
-            move |problem: Problem| Failure { image, registry, step, problem: problem.text }
+            move |problem: Problem| Failure { image, registry, step, passes: problem.passes(), problem: problem.text }
         };
-        let registry = Registry::new(source.clone(), UPLOAD).map_err(at(Step::Login))?;
-        registry.log_in(reference, RegistryOperation::Push, false).await.map_err(at(Step::Login))?;
+        let registry = Remote::new(source.clone(), UPLOAD).map_err(at(Step::Login))?;
+        registry.log_in(reference, RegistryOperation::Push, Ask::Again).await.map_err(at(Step::Login))?;
         let mut done = 0;
         for blob in [self.config, self.layer] {
             let digest = digest(&blob);

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use super::problem::{Passes, Problem};
+
 /// How often one question is asked at most.
 pub(super) const ATTEMPTS: u32 = 5;
 
@@ -11,38 +13,6 @@ const LONGEST: Duration = Duration::from_secs(10);
 
 /// The longest that a registry may have us wait, and that one question is asked again: longer is a failure, for others wait too.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-/// What went wrong with a question.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// For people.
-    pub text: String,
-    /// Whether it may pass, and when to ask again at the earliest if the registry said so.
-    pub passes: Passes,
-}
-
-/// Whether a problem may pass.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Passes {
-    /// To ask again would not help.
-    No,
-    /// It may.
-    Soon,
-    /// The registry has said when.
-    After(Duration),
-}
-
-impl Problem {
-    /// One that stays.
-    pub(super) fn lasting(text: impl Into<String>) -> Self {
-        Self { text: text.into(), passes: Passes::No }
-    }
-
-    /// One that may pass.
-    pub(super) fn passing(text: impl Into<String>) -> Self {
-        Self { text: text.into(), passes: Passes::Soon }
-    }
-}
 
 /// How long to wait after attempt number `attempt` (from 1) has failed; `None` if that was the last. `jitter` is from 0 to 1: callers that
 /// failed together do not come back together.

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     credentials::{CredentialError, Credentials},
-    message::{Request, Source},
+    message::{Failure, Request, Source, Step},
 };
 
 /// The most that is pulled of one artifact, its components together.
@@ -128,26 +128,30 @@ impl Location {
         Ok(settings)
     }
 
-    /// What to ask a puller for: the settings as they are now, and who we are. `fall_back`: where the registry cannot be asked, what the
-    /// tag led to before is good, too.
+    /// What to ask a puller for: the settings as they are now, and who we are.
     ///
     /// # Errors
     ///
-    /// In words, what cannot be read.
-    pub fn request(
-        &self,
-        reference: Reference,
-        store: PathBuf,
-        fall_back: bool,
-        credentials: &Credentials,
-    ) -> Result<Request, String> {
+    /// What cannot be read.
+    pub fn request(&self, reference: Reference, store: PathBuf, credentials: &Credentials) -> Result<Request, Failure> {
         let read = || {
             let settings = self.read()?;
             let sources = settings.sources(&reference, credentials)?;
             Ok::<_, SettingsError>((settings.timeout.get(), sources))
         };
-        let (timeout, sources) = read().map_err(|error| format!("{reference}: {error}"))?;
-        Ok(Request { reference, sources, store, timeout, most: MAX_ARTIFACT, fall_back })
+        match read() {
+            Ok((timeout, sources)) => {
+                let (impatient, full) = (false, None);
+                Ok(Request { reference, sources, store, timeout, most: MAX_ARTIFACT, impatient, full })
+            }
+            Err(error) => Err(Failure {
+                image: reference.to_string(),
+                registry: reference.registry().to_owned(),
+                step: Step::Login,
+                problem: error.to_string(),
+                passes: true,
+            }),
+        }
     }
 }
 
@@ -165,8 +169,10 @@ fn read(path: &Path) -> Result<Settings, SettingsError> {
     let wrong = |problem: String| SettingsError::Wrong { path: path.to_owned(), problem };
     let mut settings: Settings = serde_saphyr::from_str(&text(path)?).map_err(|error| wrong(error.to_string()))?;
     let names = settings.registries.iter().flat_map(|(name, registry)| std::iter::once(name).chain(&registry.mirrors));
-    if let Some(name) = names.into_iter().find(|name| !is_registry(name)) {
-        return Err(wrong(format!("{name:?} is no registry: expected HOST or HOST:PORT")));
+    if let Some(name) =
+        names.into_iter().find(|name| !is_registry(name) || name.bytes().any(|b| b.is_ascii_uppercase()))
+    {
+        return Err(wrong(format!("{name:?} is no registry: expected HOST or HOST:PORT in lower case")));
     }
     // Paths are relative to the file that names them.
     let folder = path.parent().unwrap_or(Path::new("."));

@@ -70,14 +70,31 @@ pub(super) fn read(json: &[u8]) -> Result<App, AppError> {
     }
     let routes = lock.triggers.into_iter().map(LockedTrigger::checked).collect::<Result<Vec<_>, _>>()?;
     let components = components(lock.components, &routes)?;
-    let text = |key| lock.metadata.get(key).and_then(Value::as_str);
+    let text = |key| {
+        let text = lock.metadata.get(key).and_then(Value::as_str);
+        text.map(|text| plain(text).map(ToOwned::to_owned).ok_or_else(|| AppError::Name { key, text: shown(text) }))
+            .transpose()
+    };
     Ok(App {
-        name: text("name").unwrap_or_default().to_owned(),
-        version: text("version").map(ToOwned::to_owned),
+        name: text("name")?.unwrap_or_default(),
+        version: text("version")?,
         variables: lock.variables.into_iter().map(variable).collect::<Result<_, _>>()?,
         routes,
         components,
     })
+}
+
+/// A text that is fit for logs and terminals.
+fn plain(text: &str) -> Option<&str> {
+    const MOST: usize = 256;
+    (text.len() <= MOST && !text.chars().any(char::is_control)).then_some(text)
+}
+
+/// Whether a text can be a component's id; it stands in each of its log lines.
+fn is_id(text: &str) -> bool {
+    const MOST: usize = 64;
+    let word = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    (1..=MOST).contains(&text.len()) && text.bytes().all(word)
 }
 
 fn within(what: &'static str, count: usize, most: usize) -> Result<(), AppError> {
@@ -117,6 +134,9 @@ fn components(locked: Vec<LockedComponent>, routes: &[Route]) -> Result<BTreeMap
             return Err(AppError::Twice(shown(&component.id)));
         }
         if named.contains(component.id.as_str()) {
+            if !is_id(&component.id) {
+                return Err(AppError::Id(shown(&component.id)));
+            }
             let id = component.id.clone();
             components.insert(id, component.checked()?);
         }
@@ -243,6 +263,8 @@ pub(super) mod tests {
             ("/variables/password/default", json!(7_653), "the default of variable \"password\" is no text"),
             ("/triggers", json!([]), "at least one http trigger is needed"),
             ("/triggers", json!(7), "invalid type: integer `7`"),
+            ("/metadata/name", json!("\u{1b}[2J"), "is not fit for logs"),
+            ("/metadata/version", json!("1".repeat(257)), "is not fit for logs"),
             ("/components/1/id", json!("toys"), "component \"toys\" is there twice"),
             (
                 "/components/1/source",

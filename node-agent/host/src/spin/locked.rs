@@ -142,6 +142,17 @@ pub enum AppError {
         /// What is wrong.
         source: PatternError,
     },
+    /// A name or version that no terminal should show.
+    #[error("its {key} {text:?} is not fit for logs: allowed are up to 256 bytes without control characters")]
+    Name {
+        /// Which one.
+        key: &'static str,
+        /// The text.
+        text: String,
+    },
+    /// An id that is none.
+    #[error("{0:?} is no id of a component: allowed are up to 64 of A-Z a-z 0-9 - _ .")]
+    Id(String),
     /// Two components of one id.
     #[error("component {0:?} is there twice: ids must differ")]
     Twice(String),

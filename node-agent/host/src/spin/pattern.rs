@@ -13,13 +13,19 @@ use super::shown;
 
 /// The most bytes of a pattern.
 const BYTES: usize = 1024;
+/// The most parts of a pattern, between slashes, and the most parameters: every request is compared with every pattern.
+const PARTS: usize = 64;
+const PARAMETERS: usize = 16;
 
 /// A route such as `/exact`, `/hello/:name` or `/all/...`.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Pattern {
     text: String,
-    segments: Vec<Segment>,
+    /// What is between its slashes.
+    parts: Vec<Vec<Segment>>,
+    /// It takes whatever comes behind.
+    wildcard: bool,
 }
 
 /// A text that is no [`Pattern`].
@@ -39,9 +45,29 @@ enum Segment {
     Parameter(String),
     /// The dot after a parameter.
     Dot,
-    Slash,
-    /// Always the last.
-    Wildcard,
+}
+
+/// A request's path, taken apart once for all patterns.
+#[derive(Debug)]
+pub(super) struct Path<'path> {
+    /// Without slashes at its ends.
+    text: &'path str,
+    /// What is between its slashes, with where it begins: as much as a pattern can have, and one more.
+    parts: Vec<(usize, &'path str)>,
+}
+
+impl<'path> Path<'path> {
+    pub(super) fn new(path: &'path str) -> Self {
+        let text = path.trim_matches('/');
+        let mut begins = 0;
+        let part = |part: &'path str| {
+            let at = begins;
+            begins += part.len() + 1;
+            (at, part)
+        };
+        let parts = text.split('/').map(part).take(PARTS + 1).collect();
+        Self { text, parts: if text.is_empty() { Vec::new() } else { parts } }
+    }
 }
 
 /// What a path has where the pattern has names.
@@ -71,45 +97,63 @@ impl Pattern {
     /// What patterns are sorted by, the one to try first first. Exact beats parameter beats wildcard at the first place where two
     /// differ, so that a longer prefix beats a shorter one; the end of a pattern beats a wildcard.
     pub(super) fn order(&self) -> Vec<u8> {
+        const SLASH: u8 = 5;
         let rank = |segment: &Segment| match segment {
             Segment::Exact(_) => 0,
             Segment::Parameter(_) => 1,
             Segment::Dot => 2,
-            Segment::Wildcard => 4,
-            Segment::Slash => 5,
         };
-        self.segments.iter().map(rank).chain([3]).collect()
+        let mut parts: Vec<Vec<u8>> = self.parts.iter().map(|part| part.iter().map(rank).collect()).collect();
+        parts.extend(self.wildcard.then(|| vec![4]));
+        let mut order = parts.join(&SLASH);
+        order.push(3);
+        order
     }
 
     /// Whether `path` matches, and what its parts are.
-    pub(super) fn captures<'path>(&self, path: &'path str) -> Option<Captures<'path>> {
-        let mut captures = Captures::default();
-        let mut rest = path.trim_matches('/');
-        let mut segments = self.segments.iter().peekable();
-        while let Some(segment) = segments.next() {
-            rest = match segment {
-                Segment::Exact(text) => rest.strip_prefix(text.as_str())?,
-                Segment::Dot => rest.strip_prefix('.')?,
-                Segment::Slash if rest.is_empty() && segments.peek() == Some(&&Segment::Wildcard) => rest,
-                Segment::Slash => rest.strip_prefix('/')?,
-                Segment::Parameter(_) if rest.is_empty() => return None,
-                Segment::Parameter(name) => {
-                    let dotted = segments.peek() == Some(&&Segment::Dot);
-                    let end = rest.find(|c| c == '/' || (dotted && c == '.')).unwrap_or(rest.len());
-                    let (value, after) = rest.split_at_checked(end)?;
-                    // Of two parameters of one name the last counts.
-                    captures.named.retain(|(other, _)| other != name);
-                    captures.named.push((name.clone(), value));
-                    after
-                }
-                Segment::Wildcard => {
-                    captures.wildcard = Some(rest);
-                    ""
-                }
-            };
+    pub(super) fn captures<'path>(&self, path: &Path<'path>) -> Option<Captures<'path>> {
+        let (wanted, there) = (self.parts.len(), path.parts.len());
+        if there < wanted || there > wanted && !self.wildcard {
+            return None;
         }
-        rest.is_empty().then_some(captures)
+        let mut captures = Captures::default();
+        for (index, (segments, (_, part))) in self.parts.iter().zip(&path.parts).enumerate() {
+            part_captures(segments, part, index + 1 == there, &mut captures)?;
+        }
+        if self.wildcard {
+            let begins = path.parts.get(wanted).map_or(path.text.len(), |(begins, _)| *begins);
+            captures.wildcard = Some(path.text.get(begins..).unwrap_or_default());
+        }
+        Some(captures)
     }
+}
+
+/// Whether one part of a path is what one part of a pattern says. A parameter may take nothing, but not at the path's end.
+fn part_captures<'path>(
+    segments: &[Segment],
+    part: &'path str,
+    is_last: bool,
+    captures: &mut Captures<'path>,
+) -> Option<()> {
+    let mut rest = part;
+    let mut segments = segments.iter().peekable();
+    while let Some(segment) = segments.next() {
+        rest = match segment {
+            Segment::Exact(text) => rest.strip_prefix(text.as_str())?,
+            Segment::Dot => rest.strip_prefix('.')?,
+            Segment::Parameter(_) if rest.is_empty() && is_last => return None,
+            Segment::Parameter(name) => {
+                let dotted = segments.peek() == Some(&&Segment::Dot);
+                let end = if dotted { rest.find('.') } else { None }.unwrap_or(rest.len());
+                let (value, after) = rest.split_at_checked(end)?;
+                // Of two parameters of one name the last counts.
+                captures.named.retain(|(other, _)| other != name);
+                captures.named.push((name.clone(), value));
+                after
+            }
+        };
+    }
+    rest.is_empty().then_some(())
 }
 
 /// With a slash before it, and one slash less after it.
@@ -121,7 +165,7 @@ fn based(text: &str) -> String {
     }
 }
 
-fn parse(text: &str) -> Result<Vec<Segment>, &'static str> {
+fn parse(text: &str) -> Result<(Vec<Vec<Segment>>, bool), &'static str> {
     if text.len() > BYTES {
         return Err("it has more than 1024 bytes");
     }
@@ -133,33 +177,34 @@ fn parse(text: &str) -> Result<Vec<Segment>, &'static str> {
         Some(path) => (path, true),
         None => (based.as_str(), false),
     };
-    let mut segments = Vec::new();
-    for part in path.split('/').filter(|part| !part.is_empty()) {
-        if part == "..." {
-            return Err("... is only allowed at its end");
-        }
-        if !segments.is_empty() {
-            segments.push(Segment::Slash);
-        }
-        let mut pieces = part.split('.').peekable();
-        while let Some(piece) = pieces.next() {
-            let dot = pieces.peek().is_some();
-            match piece.strip_prefix(':') {
-                Some("") => return Err("a : has no name after it"),
-                Some(name) => {
-                    segments.push(Segment::Parameter(name.to_owned()));
-                    segments.extend(dot.then_some(Segment::Dot));
-                }
-                None if piece.starts_with('*') => return Err("* is only allowed at its end, after a /"),
-                None if dot => segments.push(Segment::Exact(format!("{piece}."))),
-                None if piece.is_empty() => {}
-                None => segments.push(Segment::Exact(piece.to_owned())),
-            }
-        }
+    let parts: Vec<_> = path.split('/').filter(|part| !part.is_empty()).map(parse_part).collect::<Result<_, _>>()?;
+    let is_parameter = |segment: &&Segment| matches!(segment, Segment::Parameter(_));
+    match parts.iter().flatten().filter(is_parameter).count() {
+        _ if parts.len() > PARTS => Err("it has more than 64 parts"),
+        parameters if parameters > PARAMETERS => Err("it has more than 16 parameters"),
+        _ => Ok((parts, wildcard)),
     }
-    if wildcard {
-        segments.extend((!segments.is_empty()).then_some(Segment::Slash));
-        segments.push(Segment::Wildcard);
+}
+
+fn parse_part(part: &str) -> Result<Vec<Segment>, &'static str> {
+    if part == "..." {
+        return Err("... is only allowed at its end");
+    }
+    let mut segments = Vec::new();
+    let mut pieces = part.split('.').peekable();
+    while let Some(piece) = pieces.next() {
+        let dot = pieces.peek().is_some();
+        match piece.strip_prefix(':') {
+            Some("") => return Err("a : has no name after it"),
+            Some(name) => {
+                segments.push(Segment::Parameter(name.to_owned()));
+                segments.extend(dot.then_some(Segment::Dot));
+            }
+            None if piece.starts_with('*') => return Err("* is only allowed at its end, after a /"),
+            None if dot => segments.push(Segment::Exact(format!("{piece}."))),
+            None if piece.is_empty() => {}
+            None => segments.push(Segment::Exact(piece.to_owned())),
+        }
     }
     Ok(segments)
 }
@@ -169,7 +214,7 @@ impl TryFrom<String> for Pattern {
 
     fn try_from(text: String) -> Result<Self, PatternError> {
         match parse(&text) {
-            Ok(segments) => Ok(Self { text, segments }),
+            Ok((parts, wildcard)) => Ok(Self { text, parts, wildcard }),
             Err(why) => Err(PatternError { text: shown(&text), why }),
         }
     }
@@ -198,7 +243,7 @@ mod tests {
     /// `None`, or the captures as `name=value` and the wildcard as `*=value`.
     fn matched(text: &str, path: &str) -> Option<String> {
         let pattern = pattern(text);
-        let captures = pattern.captures(path)?;
+        let captures = pattern.captures(&Path::new(path))?;
         let named = captures.named.iter().map(|(name, value)| format!("{name}={value}"));
         Some(named.chain(captures.wildcard.map(|rest| format!("*={rest}"))).collect::<Vec<_>>().join(" "))
     }

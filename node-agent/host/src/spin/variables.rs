@@ -17,7 +17,7 @@ use super::{
 const BYTES: usize = 1024 * 1024;
 
 /// What a component is given.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Settings {
     /// Its environment, sorted by name.
     pub env: Vec<(String, String)>,

@@ -4,7 +4,7 @@ use std::{collections::HashSet, os::fd::OwnedFd, path::Path};
 
 use pillion_protocol::{digest::Digest, reference::Reference};
 
-use super::{Artifact, Image, Native, NativeCode, Room, Store, StoreError};
+use super::{Artifact, Held, Image, Native, NativeCode, Store, StoreError};
 use crate::{
     compiler::facts::Facts,
     engine::settings::{World, compatibility},
@@ -130,7 +130,7 @@ impl Library {
     }
 
     /// See [`Store::make_room`].
-    pub fn make_room(&self, quota: u64, bound: &HashSet<Digest>) -> Option<Room> {
+    pub fn make_room(&self, quota: u64, bound: &HashSet<Digest>) -> Option<Held> {
         self.store.make_room(quota, bound)
     }
 }

@@ -8,25 +8,36 @@ use super::{StoreError, failed};
 
 /// A process's lock on a store, for as long as it lives.
 #[derive(Debug)]
-pub(super) struct Lock(File);
+pub(super) struct Lock {
+    users: File,
+    /// Held by who tries to be alone: the kernel gives up a shared lock before it tries for the exclusive one, and two who tried at
+    /// once could each take the other for gone.
+    turn: File,
+}
 
 impl Lock {
-    /// Takes a shared lock.
+    /// Takes a shared lock on the store in `root`.
     ///
     /// # Errors
     ///
     /// What the file system says.
-    pub(super) fn new(path: &Path) -> Result<Self, StoreError> {
-        let file = File::options().create(true).truncate(false).write(true).open(path).map_err(failed("open", path))?;
-        flock(file.as_fd(), FlockOperation::LockShared).map_err(|error| failed("lock", path)(error.into()))?;
-        Ok(Self(file))
+    pub(super) fn new(root: &Path) -> Result<Self, StoreError> {
+        let open = |name: &str| {
+            let path = root.join(name);
+            File::options().create(true).truncate(false).write(true).open(&path).map_err(failed("open", &path))
+        };
+        let (users, turn) = (open("lock")?, open("turn")?);
+        flock(users.as_fd(), FlockOperation::LockShared).map_err(|error| failed("lock", root)(error.into()))?;
+        Ok(Self { users, turn })
     }
 
     /// Whether nobody else uses the store; then nobody can begin to until [`Lock::shared`].
     pub(super) fn is_ours_alone(&self) -> bool {
-        let alone = flock(self.0.as_fd(), FlockOperation::NonBlockingLockExclusive).is_ok();
+        if flock(self.turn.as_fd(), FlockOperation::NonBlockingLockExclusive).is_err() {
+            return false;
+        }
+        let alone = flock(self.users.as_fd(), FlockOperation::NonBlockingLockExclusive).is_ok();
         if !alone {
-            // The kernel gives up the old lock before it tries for the new one.
             self.shared();
         }
         alone
@@ -34,8 +45,10 @@ impl Lock {
 
     /// Lets others in again.
     pub(super) fn shared(&self) {
-        if let Err(error) = flock(self.0.as_fd(), FlockOperation::LockShared) {
-            tracing::warn!(%error, "the store's lock cannot be taken");
+        for (file, operation) in [(&self.users, FlockOperation::LockShared), (&self.turn, FlockOperation::Unlock)] {
+            if let Err(error) = flock(file.as_fd(), operation) {
+                tracing::warn!(%error, "the store's lock cannot be taken");
+            }
         }
     }
 }

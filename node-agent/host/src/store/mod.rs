@@ -24,6 +24,7 @@ use std::{
     io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use pillion_protocol::digest::Digest;
@@ -34,7 +35,7 @@ pub use self::{
     images::Image,
     library::{Job, Library, Stored},
     native::{Native, NativeCode, NativeError, OpenNative},
-    quota::Room,
+    quota::Held,
 };
 use crate::compiler::MAX_COMPONENT;
 
@@ -42,7 +43,8 @@ use crate::compiler::MAX_COMPONENT;
 #[derive(Debug)]
 pub struct Store {
     root: PathBuf,
-    lock: Lock,
+    /// `None` where another process holds it for this one.
+    lock: Option<Lock>,
 }
 
 /// A component on disk.
@@ -100,7 +102,7 @@ fn failed(step: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreErr
 }
 
 impl Store {
-    /// Opens or makes the store in `root`, and sweeps what an interrupted write left behind.
+    /// Opens or makes the store in `root`.
     ///
     /// # Errors
     ///
@@ -110,12 +112,29 @@ impl Store {
             DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(failed("create the directory", &dir))?;
             only_ours(&dir)?;
         }
-        let store = Self { root: root.to_owned(), lock: Lock::new(&root.join("lock"))? };
-        if store.lock.is_ours_alone() {
-            store.sweep()?;
-            store.lock.shared();
+        Ok(Self { root: root.to_owned(), lock: Some(Lock::new(root)?) })
+    }
+
+    /// Removes what interrupted writes left behind, unless somebody else uses the store, who may be writing. For who has no child yet.
+    pub fn sweep(&self) {
+        if let Some(lock) = self.lock.as_ref().filter(|lock| lock.is_ours_alone()) {
+            self.sweep_older_than(Duration::ZERO);
+            lock.shared();
         }
-        Ok(store)
+    }
+
+    /// Opens the store in `root` for a child of whoever uses it: that one knows what the child does, and may remove other things
+    /// meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// A directory that others can write, or that cannot be made.
+    pub fn open_as_child(root: &Path) -> Result<Self, StoreError> {
+        if !root.join("tmp").is_dir() {
+            return Self::open(root);
+        }
+        only_ours(root)?;
+        Ok(Self { root: root.to_owned(), lock: None })
     }
 
     /// The part of this store that holds native code of one kind, named by [`crate::engine::settings::compatibility`].
@@ -168,7 +187,6 @@ impl Store {
     pub fn artifact(&self, digest: Digest) -> Option<Artifact> {
         let path = self.artifacts().join(digest.to_hex());
         let found = fs::metadata(&path).ok().filter(|found| found.is_file() && found.len() > 0)?;
-        Self::used(&path);
         Some(Artifact { digest, size: found.len(), path })
     }
 
@@ -197,17 +215,23 @@ impl Store {
         self.root.join("tmp")
     }
 
-    /// Removes unfinished files. Only for who is alone: another process may be writing them.
-    fn sweep(&self) -> Result<(), StoreError> {
-        let tmp = self.tmp();
-        for entry in fs::read_dir(&tmp).map_err(failed("read the directory", &tmp))?.flatten() {
-            _ = fs::remove_file(entry.path());
+    /// Removes unfinished files that nobody has written to for so long.
+    fn sweep_older_than(&self, age: Duration) {
+        for entry in fs::read_dir(self.tmp()).into_iter().flatten().flatten() {
+            let written = entry.metadata().and_then(|metadata| metadata.modified());
+            if written.is_ok_and(|written| written.elapsed().is_ok_and(|ago| ago >= age)) {
+                _ = fs::remove_file(entry.path());
+            }
         }
-        Ok(())
     }
 }
 
 impl Artifact {
+    /// Takes note that it is used: it leaves the store later.
+    pub fn used(&self) {
+        quota::used(&self.path);
+    }
+
     /// Opens it for reading.
     ///
     /// # Errors

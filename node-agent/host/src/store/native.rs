@@ -11,7 +11,7 @@ use std::{
 use pillion_protocol::digest::Digest;
 use serde::{Deserialize, Serialize};
 
-use super::{Store, StoreError, copy_hashing, failed};
+use super::{StoreError, copy_hashing, failed, quota::used};
 use crate::{compiler::facts::Facts, engine::settings::World};
 
 /// Native code of one kind.
@@ -94,8 +94,8 @@ impl Native {
         match serde_json::from_slice(&text) {
             Ok(manifest) => {
                 let code = self.code(manifest);
-                Store::used(&path);
-                Store::used(&code.path);
+                used(&path);
+                used(&code.path);
                 // It may have left to make room.
                 code.path.exists().then_some(code)
             }
@@ -203,6 +203,7 @@ fn digest_of(file: File) -> io::Result<(Digest, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Store;
 
     fn facts() -> Facts {
         Facts { world: World::P2, imports: Vec::new(), exports: Vec::new(), memory_minimum: 0 }

@@ -5,12 +5,18 @@ use std::{
     fs,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use pillion_protocol::digest::Digest;
 
 use super::Store;
+
+/// What was used just now does not leave: it may be on its way to be bound.
+const FRESH: Duration = Duration::from_secs(10);
+
+/// What was not written to for so long nobody finishes.
+const UNFINISHED: Duration = Duration::from_secs(1_800);
 
 /// A file that may leave.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,11 +26,11 @@ struct Kept {
     used: SystemTime,
 }
 
-/// What came of making room.
+/// What the store holds after room was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Room {
-    /// Bytes that the store holds now.
-    pub held: u64,
+pub struct Held {
+    /// Bytes that it holds now.
+    pub bytes: u64,
     /// Bytes that left.
     pub freed: u64,
 }
@@ -42,18 +48,20 @@ fn leaving(mut files: Vec<Kept>, held: u64, quota: u64) -> Vec<Kept> {
 }
 
 impl Store {
-    /// Removes what was not used for longest until no more than `quota` bytes are held, but nothing of `bound`: components and native
-    /// code by their digests. Nothing leaves, and this is `None`, while another process uses the store: what that one needs is not known here.
-    pub fn make_room(&self, quota: u64, bound: &HashSet<Digest>) -> Option<Room> {
+    /// Removes what was not used for longest until no more than `quota` bytes are held, but nothing of `bound`: components, native
+    /// code and artifacts by their digests. Nothing leaves, and this is `None`, while another process uses the store: what that one needs is not known here.
+    pub fn make_room(&self, quota: u64, bound: &HashSet<Digest>) -> Option<Held> {
+        // A worker that dies leaves what it was writing; a child writes for less long than this.
+        self.sweep_older_than(UNFINISHED);
         let files = self.files();
         let mut held = files.iter().map(|(_, file)| file.size).sum();
         if held <= quota {
-            return Some(Room { held, freed: 0 });
+            return Some(Held { bytes: held, freed: 0 });
         }
-        if !self.lock.is_ours_alone() {
-            return None;
-        }
-        let free = files.into_iter().filter(|(digest, _)| !bound.contains(digest)).map(|(_, file)| file).collect();
+        let lock = self.lock.as_ref().filter(|lock| lock.is_ours_alone())?;
+        let is_fresh = |file: &Kept| file.used.elapsed().is_ok_and(|ago| ago < FRESH);
+        let is_free = |(digest, file): &(Digest, Kept)| !bound.contains(digest) && !is_fresh(file);
+        let free = files.into_iter().filter(is_free).map(|(_, file)| file).collect();
         let mut freed = 0;
         for file in leaving(free, held, quota) {
             match fs::remove_file(&file.path) {
@@ -65,23 +73,14 @@ impl Store {
         }
         held -= freed;
         self.forget_images();
-        self.lock.shared();
-        Some(Room { held, freed })
-    }
-
-    /// Takes note that a component, or native code, was used: it leaves later.
-    pub(super) fn used(path: &Path) {
-        let times = rustix::fs::Timestamps {
-            last_access: rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT },
-            last_modification: rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW },
-        };
-        _ = rustix::fs::utimensat(rustix::fs::CWD, path, &times, rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
+        lock.shared();
+        Some(Held { bytes: held, freed })
     }
 
     /// Everything of a size that counts, each with the digest in its name.
     fn files(&self) -> Vec<(Digest, Kept)> {
         let kinds = fs::read_dir(self.root.join("native")).into_iter().flatten().flatten().map(|entry| entry.path());
-        let folders = kinds.chain([self.artifacts()]);
+        let folders = kinds.chain([self.artifacts(), self.images()]);
         let entries = folders.flat_map(|folder| fs::read_dir(folder).into_iter().flatten().flatten());
         let kept = |entry: fs::DirEntry| {
             let metadata = entry.metadata().ok().filter(fs::Metadata::is_file)?;
@@ -94,10 +93,23 @@ impl Store {
     }
 }
 
+/// Takes note that a file is used: it leaves later. Once an hour is enough, since a change of the file has what was checked of it
+/// checked again.
+pub(super) fn used(path: &Path) {
+    const LATELY: Duration = Duration::from_secs(3_600);
+    let when = fs::metadata(path).and_then(|metadata| metadata.modified());
+    if when.is_ok_and(|when| when.elapsed().is_ok_and(|ago| ago < LATELY)) {
+        return;
+    }
+    let times = rustix::fs::Timestamps {
+        last_access: rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_OMIT },
+        last_modification: rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW },
+    };
+    _ = rustix::fs::utimensat(rustix::fs::CWD, path, &times, rustix::fs::AtFlags::SYMLINK_NOFOLLOW);
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn kept(name: &str, size: u64, age: u64) -> Kept {
@@ -127,14 +139,17 @@ mod tests {
         let add = |text: &str| {
             let path = dir.path().join("x.wasm");
             fs::write(&path, text).unwrap();
-            store.add(&path).unwrap().digest
+            let artifact = store.add(&path).unwrap();
+            let long_ago = SystemTime::now() - Duration::from_secs(60);
+            fs::File::options().write(true).open(&artifact.path).unwrap().set_modified(long_ago).unwrap();
+            artifact.digest
         };
         let (bound, free) = (add("bound"), add("free"));
         let other = Store::open(&root).unwrap();
         assert_eq!(store.make_room(0, &HashSet::from([bound])), None);
         drop(other);
         let room = store.make_room(0, &HashSet::from([bound])).unwrap();
-        assert!(room.freed > 0 && room.held > 0, "{room:?}");
+        assert!(room.freed > 0 && room.bytes > 0, "{room:?}");
         assert!(store.artifact(bound).is_some() && store.artifact(free).is_none());
         assert!(Store::open(&root).unwrap().artifact(bound).is_some(), "others may come again");
     }

@@ -16,8 +16,8 @@ use std::{
 
 use crate::{
     compiler::{Report, facts::Facts},
-    program,
-    registry::message::{Failure, Pulled, Request, Step, Word},
+    program::{self, Tell},
+    registry::message::{Failure, GREETING, Pulled, Request, Step, Word},
 };
 
 /// How long a compilation may take by the clock. Its CPU time is bounded too, but at the lowest class it may not get any.
@@ -112,6 +112,7 @@ pub fn pull(request: &Request, mut hear: impl FnMut(&Word)) -> Result<Pulled, Fa
         registry: request.reference.registry().to_owned(),
         step: Step::Pull,
         problem,
+        passes: true,
     };
     let asked = serde_json::to_vec(request).map_err(|error| failed(error.to_string()))?;
     let mut last = None;
@@ -120,7 +121,7 @@ pub fn pull(request: &Request, mut hear: impl FnMut(&Word)) -> Result<Pulled, Fa
         Ok(word) => last = Some(word),
         Err(_) => {}
     };
-    let ended = program::run(helper("puller"), &asked, PULL, words);
+    let ended = program::run(helper("puller"), &asked, Tell::After(GREETING), PULL, words);
     match (last, ended) {
         (Some(Word::Pulled(pulled)), _) => Ok(pulled),
         (Some(Word::Failed(failure)), _) => Err(failure),

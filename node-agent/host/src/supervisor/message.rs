@@ -13,7 +13,10 @@ use pillion_protocol::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{compiler::facts::Facts, registry::message::Pulled};
+use crate::{
+    compiler::facts::Facts,
+    registry::message::{Failure, Pulled},
+};
 
 /// How a worker works.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -118,7 +121,7 @@ pub enum ToWorker {
         /// Which one.
         id: u64,
         /// What is in the store now, or why it is not.
-        result: Result<Pulled, String>,
+        result: Result<Pulled, Failure>,
     },
     /// Accept nothing more, end what is in flight, then say [`Event::Drained`].
     Drain,
@@ -138,6 +141,8 @@ pub enum FromWorker {
         id: u64,
         /// The artifact.
         reference: Reference,
+        /// Why nothing may be added to the store, if that is so.
+        full: Option<String>,
     },
     /// What became of a component, whether it is bound or not: what is there to serve, or why nothing new is.
     Decided {

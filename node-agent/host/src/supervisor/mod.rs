@@ -5,6 +5,7 @@
 //! reads nothing from the network.
 
 pub mod child;
+mod errands;
 pub mod keeper;
 pub mod message;
 
@@ -40,7 +41,7 @@ use pillion_sockets::{
 use self::message::{Binding, Event, FromWorker, Served, Settings, ToWorker};
 use crate::registry::{
     credentials::Credentials,
-    message::{Pulled, Word},
+    message::{Failure, Pulled},
     settings::Location,
 };
 
@@ -68,7 +69,7 @@ pub enum Input {
     /// A compiler child ended.
     Compiled(u32, u64, Result<crate::compiler::facts::Facts, String>),
     /// A puller child ended.
-    Pulled(u32, u64, Result<Pulled, String>),
+    Pulled(Reference, Box<Result<Pulled, Failure>>),
     /// A component is new or has changed.
     Component(Name, Box<ComponentSpec>),
     /// A component is no more.
@@ -155,6 +156,8 @@ pub struct Supervisor {
     culprits: HashMap<Digest, u32>,
     /// Who we are at registries.
     credentials: Arc<Credentials>,
+    /// Pulls that are on their way, and the questions of the worker that wait for each.
+    pulls: HashMap<Reference, Vec<u64>>,
     /// When to look after the listeners.
     next_look: Instant,
     /// Workers in a row that failed before they said anything.
@@ -182,6 +185,7 @@ impl Supervisor {
             told_fates: BTreeSet::new(),
             culprits: HashMap::new(),
             credentials: Arc::default(),
+            pulls: HashMap::new(),
             next_look: Instant::now() + LOOK,
             stillborn: 0,
         }
@@ -205,7 +209,7 @@ impl Supervisor {
                     self.stillborn = 0;
                     match incoming.message {
                         FromWorker::Compile { id } => self.compile(id, incoming.descriptors),
-                        FromWorker::Pull { id, reference } => self.pull(id, reference),
+                        FromWorker::Pull { id, reference, full } => self.pull(id, reference, full),
                         FromWorker::Decided { component, result } => self.remember(&component, result),
                         FromWorker::Event(event) => {
                             let drained = matches!(event, Event::Drained { .. });
@@ -219,11 +223,9 @@ impl Supervisor {
                 Input::Compiled(generation, id, result) if generation == self.generation => {
                     self.tell(&ToWorker::Compiled { id, result });
                 }
-                Input::Pulled(generation, id, result) if generation == self.generation => {
-                    self.tell(&ToWorker::Pulled { id, result });
-                }
+                Input::Pulled(reference, result) => self.pulled(&reference, *result),
                 // Of a worker that is gone.
-                Input::Worker(..) | Input::Compiled(..) | Input::Pulled(..) => {}
+                Input::Worker(..) | Input::Compiled(..) => {}
                 Input::WorkerGone(generation) if generation == self.generation => {
                     if self.bury_worker() {
                         return Ok(());
@@ -233,13 +235,17 @@ impl Supervisor {
                         "{STILLBORN} workers failed one after another as they started; see what they logged"
                     );
                     self.generation += 1;
+                    // Nobody waits for them any more; who asks now joins them.
+                    self.pulls.values_mut().for_each(Vec::clear);
                     self.start_worker(&mut report)?;
                 }
                 Input::WorkerGone(_) => {}
                 Input::Component(name, spec) => {
                     self.tell(&ToWorker::Component { name: name.clone(), spec: spec.clone(), served: None });
-                    // Should the new version turn out to be broken, the old one serves on.
-                    let served = self.desired.components.get(&name).and_then(|known| known.served.clone());
+                    // Should the new version turn out to be broken, the old one serves on. The next worker, which knows nothing of it,
+                    // could only serve it as what it is not.
+                    let known = self.desired.components.get(&name).filter(|known| known.spec.image == spec.image);
+                    let served = known.and_then(|known| known.served.clone());
                     let fate = served.as_ref().map(|_| Fate::Ready);
                     self.desired.components.insert(name, Component { spec: *spec, served, changed: true, fate });
                 }
@@ -366,41 +372,6 @@ impl Supervisor {
             tracing::debug!(%error, "the worker cannot be told");
             // Half of a message may be there.
             _ = worker.link.socket().shutdown(std::net::Shutdown::Both);
-        }
-    }
-
-    fn compile(&self, id: u64, descriptors: Vec<OwnedFd>) {
-        let (inputs, generation) = (self.inputs(), self.generation);
-        let compile = move || {
-            let result = child::compile(descriptors);
-            _ = inputs.send(Input::Compiled(generation, id, result));
-        };
-        if let Err(error) = thread::Builder::new().name("compile".into()).spawn(compile) {
-            let reason = format!("a thread for the compiler cannot be started: {error}");
-            _ = self.inputs.0.send(Input::Compiled(self.generation, id, Err(reason)));
-        }
-    }
-
-    /// Pulls an artifact, on a thread of its own. The worker never learns who we are at a registry.
-    fn pull(&self, id: u64, reference: Reference) {
-        let (inputs, generation) = (self.inputs(), self.generation);
-        let (registries, credentials) = (self.desired.registries.clone(), Arc::clone(&self.credentials));
-        let store = self.desired.settings.store.clone();
-        let pull = move || {
-            let pulled = registries.request(reference, store, true, &credentials);
-            let result = pulled.and_then(|request| {
-                child::pull(&request, |word| {
-                    if let Word::Warning(warning) = word {
-                        tracing::warn!(image = %request.reference, warning, "a pull went another way");
-                    }
-                })
-                .map_err(|failure| failure.to_string())
-            });
-            _ = inputs.send(Input::Pulled(generation, id, result));
-        };
-        if let Err(error) = thread::Builder::new().name("pull".into()).spawn(pull) {
-            let reason = format!("a thread for the pull cannot be started: {error}");
-            _ = self.inputs.0.send(Input::Pulled(self.generation, id, Err(reason)));
         }
     }
 

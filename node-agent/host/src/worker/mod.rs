@@ -6,8 +6,8 @@
 
 mod prepare;
 mod queue;
-mod registry;
 mod room;
+mod states;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -25,7 +25,7 @@ use std::{
 };
 
 use pillion_confine::Process;
-use pillion_protocol::{annotation::Port, digest::Digest, pod::PodUid, reference::Reference};
+use pillion_protocol::{annotation::Port, pod::PodUid, reference::Reference};
 use pillion_sockets::{
     link::{Incoming, Link},
     listen,
@@ -39,10 +39,10 @@ use tokio::{
 
 pub use self::room::listeners_max;
 use self::{
-    prepare::{Failure, LookedUp, Preparation, Prepared, Preparer},
+    prepare::{Failure, LookedUp, Preparation, Prepared, Preparer, PullEnd},
     queue::Queue,
-    registry::Registry,
     room::Room,
+    states::States,
 };
 use crate::{
     endpoint::{Broken, Endpoint, InFlight, Shared},
@@ -86,9 +86,16 @@ pub fn main() -> anyhow::Result<()> {
     ended
 }
 
-/// Artifacts that are pulled at once, and from one registry: one that hangs holds up nobody who asks another.
+/// Artifacts that are pulled at once.
 const PULLS: usize = 8;
-const PULLS_EACH: usize = 4;
+
+/// Whether an artifact may be pulled beside these: a registry has at most half of the places that others leave, so that one that hangs
+/// holds up nobody who asks another.
+fn may_pull(reference: &Reference, begun: &[Reference]) -> bool {
+    let own = begun.iter().filter(|begun| begun.registry() == reference.registry()).count();
+    let free = PULLS.saturating_sub(begun.len() - own);
+    own < free.div_ceil(2)
+}
 
 /// How often it is looked whether the store holds too much, while it grows, and whether an artifact is to be pulled again.
 const LOOK: Duration = Duration::from_secs(5);
@@ -108,7 +115,7 @@ struct Worker {
     draining: watch::Sender<bool>,
     broken: mpsc::UnboundedReceiver<Broken>,
     preparer: Arc<Preparer>,
-    registry: Registry,
+    states: States,
     /// What is bound, by pod and port.
     endpoints: HashMap<(Option<PodUid>, Port), Arc<Endpoint>>,
     /// Components to look up, artifacts to pull, code to compile: so many at once, the rest waits here. What takes long never holds
@@ -116,10 +123,10 @@ struct Worker {
     to_look_up: VecDeque<Preparation>,
     looking_up: JoinSet<LookedUp>,
     to_pull: Queue<Reference>,
-    pulling: JoinSet<(Reference, Result<Digest, Failure>)>,
+    pulling: JoinSet<(Reference, PullEnd)>,
     to_compile: Queue<Artifact>,
     compiling: JoinSet<(Artifact, Result<(), Failure>)>,
-    /// The store has grown since room was made in it; and that is to be done as soon as nothing is being prepared.
+    /// The store has grown since room was made in it; and that is to be done as soon as nothing is looked up.
     grown: bool,
     room_due: bool,
     /// The supervisor has told everything.
@@ -167,7 +174,7 @@ impl Worker {
             draining,
             broken,
             preparer: Arc::new(Preparer::new(library, link, settings.store_quota)),
-            registry: Registry::default(),
+            states: States::default(),
             endpoints: HashMap::new(),
             to_look_up: VecDeque::new(),
             looking_up: JoinSet::new(),
@@ -184,13 +191,17 @@ impl Worker {
 
     async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Incoming<ToWorker>>) -> anyhow::Result<()> {
         let every = |period| tokio::time::interval_at(tokio::time::Instant::now() + period, period);
-        let refresh = self.settings.tag_refresh.map(|span| span.get().max(Duration::from_secs(1)));
+        // Nodes that were started together do not ask together.
+        let refresh = self.settings.tag_refresh.map(|span| span.get().mul_f64(0.9 + fastrand::f64() / 5.0));
+        let refresh = refresh.map(|period| period.max(Duration::from_secs(1)));
         let mut refresh = refresh.map(every);
         let mut look = every(LOOK);
         loop {
             self.start_preparations();
             self.report_when_decided();
-            self.make_room().await;
+            if self.room_due && self.to_look_up.is_empty() && self.looking_up.is_empty() {
+                self.make_room().await;
+            }
             tokio::select! {
                 biased;
                 incoming = inbox.recv() => match incoming {
@@ -210,19 +221,19 @@ impl Worker {
                     LookedUp::Uncompiled(artifact, preparation) => self.to_compile.push(artifact, preparation),
                 },
                 Some(pulled) = self.pulling.join_next() => {
-                    let (reference, result) = pulled?;
+                    let (reference, end) = pulled?;
                     let waited = self.to_pull.done(&reference);
-                    self.go_on(waited, result, |waited, version| waited.version = Some(version));
+                    waited.into_iter().for_each(|waited| self.pulled(waited, &end));
                 }
                 Some(compiled) = self.compiling.join_next() => {
                     let (artifact, result) = compiled?;
                     let waited = self.to_compile.done(&artifact);
-                    self.go_on(waited, result, |waited, ()| waited.compiled = true);
+                    waited.into_iter().for_each(|waited| self.compiled(waited, &result));
                 }
-                Some(broken) = self.broken.recv() => self.to_look_up.extend(self.registry.broken(&broken)),
-                () = next(&mut refresh) => self.to_look_up.extend(self.registry.refresh()),
-                _ = look.tick(), if self.grown || self.registry.has_retries() => {
-                    self.to_look_up.extend(self.registry.retries(Instant::now()));
+                Some(broken) = self.broken.recv() => self.to_look_up.extend(self.states.broken(&broken)),
+                () = next(&mut refresh) => self.to_look_up.extend(self.states.refresh()),
+                _ = look.tick(), if self.grown || self.states.has_retries() => {
+                    self.to_look_up.extend(self.states.retries(Instant::now()));
                     self.room_due = self.grown;
                 }
             }
@@ -232,11 +243,11 @@ impl Worker {
     fn receive(&mut self, incoming: Incoming<ToWorker>) {
         match incoming.message {
             ToWorker::Component { name, spec, served } => {
-                let wanted = self.registry.want(name, Arc::from(spec));
+                let wanted = self.states.want(name, Arc::from(spec));
                 self.to_look_up.push_back(Preparation { version: served, ..wanted });
             }
             ToWorker::ComponentGone(name) => {
-                for event in self.registry.gone(&name) {
+                for event in self.states.gone(&name) {
                     self.preparer.report(event);
                 }
             }
@@ -252,7 +263,7 @@ impl Worker {
             ToWorker::Pulled { id, result } => self.preparer.pulled(id, result),
             ToWorker::Complete => {
                 self.complete = true;
-                for event in self.registry.complete() {
+                for event in self.states.complete() {
                     self.preparer.report(event);
                 }
             }
@@ -275,7 +286,7 @@ impl Worker {
                 {
                     self.unbind(pod.clone(), *port);
                 }
-                let state = self.registry.bind(binding.clone());
+                let state = self.states.bind(binding.clone());
                 let endpoint = Endpoint::new(binding.clone(), state, Arc::clone(&self.shared));
                 Arc::clone(self.endpoints.entry(key).insert_entry(Arc::new(endpoint)).get())
             }
@@ -289,7 +300,7 @@ impl Worker {
     }
 
     fn unbind(&mut self, pod: PodUid, port: Port) {
-        self.registry.unbind(&pod, port);
+        self.states.unbind(&pod, port);
         if let Some(endpoint) = self.endpoints.remove(&(Some(pod), port)) {
             endpoint.close();
         }
@@ -301,9 +312,6 @@ impl Worker {
         {
             self.looking_up.spawn(Arc::clone(&self.preparer).look_up(preparation));
         }
-        let may_pull = |reference: &Reference, begun: &[Reference]| {
-            begun.iter().filter(|begun| begun.registry() == reference.registry()).count() < PULLS_EACH
-        };
         while let Some((reference, first)) = self.to_pull.begin(may_pull) {
             let (preparer, component) = (Arc::clone(&self.preparer), first.name.clone());
             self.pulling.spawn(async move {
@@ -320,36 +328,47 @@ impl Worker {
         }
     }
 
-    /// What preparations have waited for is done: they go on, or fail together.
-    fn go_on<T: Copy>(
-        &mut self,
-        waited: Vec<Preparation>,
-        result: Result<T, Failure>,
-        take_in: impl Fn(&mut Preparation, T),
-    ) {
+    /// The artifact that a preparation has waited for is there, or not.
+    fn pulled(&mut self, mut preparation: Preparation, end: &PullEnd) {
         self.grown = true;
-        for mut preparation in waited {
-            match &result {
-                Ok(done) => {
-                    take_in(&mut preparation, *done);
-                    self.to_look_up.push_back(preparation);
-                }
-                Err(failure) => {
-                    let result = Err(failure.clone().of(&preparation.spec.image));
-                    self.prepared(Prepared { preparation, result });
-                }
+        preparation.pulled = true;
+        match end {
+            PullEnd::Here(version) => preparation.version = Some(*version),
+            // What the tag led to before is better than nothing, but not better than what is served.
+            PullEnd::Failed(failure, Some(known)) if !self.states.is_served(&preparation.name) => {
+                tracing::warn!(component = %preparation.name, %known, "{}; what the tag led to before is served", failure.message);
+                preparation.version = Some(*known);
             }
+            PullEnd::Failed(failure, _) => return self.fail(preparation, failure.clone()),
+        }
+        match self.states.refusal(&preparation) {
+            Some(failure) => self.fail(preparation, failure),
+            None => self.to_look_up.push_back(preparation),
         }
     }
 
-    /// Keeps the store within its quota. What is being prepared may need anything that is in it.
-    async fn make_room(&mut self) {
-        let busy = !self.to_look_up.is_empty() || !self.looking_up.is_empty();
-        if !self.room_due || busy || !self.to_pull.is_empty() || !self.to_compile.is_empty() {
-            return;
+    /// The code that a preparation has waited for is made, or not.
+    fn compiled(&mut self, mut preparation: Preparation, result: &Result<(), Failure>) {
+        self.grown = true;
+        preparation.compiled = true;
+        match result {
+            Ok(()) => self.to_look_up.push_back(preparation),
+            Err(failure) => self.fail(preparation, failure.clone()),
         }
+    }
+
+    fn fail(&mut self, preparation: Preparation, failure: Failure) {
+        let result = Err(failure.of(&preparation.spec.image));
+        self.prepared(Prepared { preparation, result });
+    }
+
+    /// Keeps the store within its quota.
+    async fn make_room(&mut self) {
+        let mut bound = self.states.bound();
+        bound.extend(self.to_compile.keys().map(|artifact| artifact.digest));
+        bound.extend(self.to_compile.waiting().filter_map(|waiting| waiting.version));
         self.room_due = false;
-        self.grown = !Arc::clone(&self.preparer).make_room(self.registry.bound()).await;
+        self.grown = !Arc::clone(&self.preparer).make_room(bound).await;
     }
 
     fn prepared(&mut self, prepared: Prepared) {
@@ -358,7 +377,7 @@ impl Worker {
             Ok(outcome) => Ok(outcome.version.served()),
             Err(failure) => Err(failure.message.clone()),
         };
-        let Some(events) = self.registry.decide(prepared) else { return };
+        let Some(events) = self.states.decide(prepared) else { return };
         self.preparer.send(&FromWorker::Decided { component, result }, &[]);
         for event in events {
             self.preparer.report(event);
@@ -368,7 +387,7 @@ impl Worker {
     /// Says once that every binding is decided.
     fn report_when_decided(&mut self) {
         if self.complete
-            && let Some((ready, failed)) = self.registry.all_decided()
+            && let Some((ready, failed)) = self.states.all_decided()
         {
             self.complete = false;
             self.preparer.report(Event::Serving { ready, failed });

@@ -25,8 +25,8 @@ use tokio::sync::oneshot;
 use crate::{
     compiler::facts::Facts,
     endpoint::{App, Part, Version},
-    registry::message::Pulled,
-    store::{Artifact, Library, NativeCode, Room, StoreError, Stored},
+    registry::{self, message::Pulled},
+    store::{Artifact, Held, Library, NativeCode, StoreError, Stored},
     supervisor::message::{Event, FromWorker, Reason},
 };
 
@@ -47,6 +47,8 @@ pub(super) struct Preparation {
     pub(super) version: Option<Digest>,
     /// Native code was made for it.
     pub(super) compiled: bool,
+    /// Its artifact was pulled for it: that is in the store, then.
+    pub(super) pulled: bool,
 }
 
 /// What became of a preparation.
@@ -64,10 +66,18 @@ pub(super) struct Outcome {
 }
 
 /// Why a component cannot be served.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Failure {
     pub(super) reason: Reason,
     pub(super) message: String,
+}
+
+/// What became of a pull.
+pub(super) enum PullEnd {
+    /// This version is in the store.
+    Here(Digest),
+    /// Nothing new is; what the tag led to before may be.
+    Failed(Failure, Option<Digest>),
 }
 
 /// What a look into the store gave.
@@ -88,11 +98,11 @@ pub(super) struct Preparer {
     quarantined: Mutex<HashSet<Digest>>,
     /// What the supervisor was asked for.
     compilations: Mutex<HashMap<u64, oneshot::Sender<Result<Facts, String>>>>,
-    pulls: Mutex<HashMap<u64, oneshot::Sender<Result<Pulled, String>>>>,
+    pulls: Mutex<HashMap<u64, oneshot::Sender<Result<Pulled, registry::message::Failure>>>>,
     /// Registries that could not be asked.
     away: Mutex<HashMap<String, Instant>>,
-    /// The store as it was last looked through, and how much it may hold.
-    room: Mutex<Room>,
+    /// What the store held when it was last looked through, and how much it may hold.
+    held: Mutex<Held>,
     quota: u64,
 }
 
@@ -126,7 +136,7 @@ impl Preparer {
             compilations: Mutex::default(),
             pulls: Mutex::default(),
             away: Mutex::default(),
-            room: Mutex::default(),
+            held: Mutex::default(),
             quota: quota.get(),
         }
     }
@@ -148,6 +158,10 @@ impl Preparer {
     fn look(&self, mut preparation: Preparation) -> Result<LookedUp, StoreError> {
         let Some(stored) = self.stored(&preparation)? else {
             return Ok(match &preparation.spec.image {
+                // Else it would be pulled again and again.
+                Image::Reference(_) if preparation.pulled => {
+                    LookedUp::Prepared(failed(preparation, Reason::Image, "it was pulled, and has gone from the store"))
+                }
                 Image::Reference(reference) => LookedUp::Unpulled(reference.clone(), preparation),
                 Image::Path(_) => LookedUp::Prepared(failed(preparation, Reason::Image, "it is not in the store")),
             });
@@ -158,15 +172,16 @@ impl Preparer {
         }
         // Code that this node made before is checked when it is first loaded: with thousands of components, reading all of them would
         // keep callers waiting.
-        let checked = preparation.version.is_some();
+        let believed = preparation.version.is_some();
         if std::mem::take(&mut preparation.anew) {
             stored.artifacts.iter().for_each(|artifact| self.library.forget(artifact));
         }
+        stored.artifacts.iter().for_each(Artifact::used);
         // From here on it is about this version, whatever becomes of the file or the tag.
         preparation.version = Some(stored.version);
         let mut natives = Vec::with_capacity(stored.artifacts.len());
         for artifact in &stored.artifacts {
-            match self.library.native(artifact, checked) {
+            match self.library.native(artifact, believed) {
                 Some(native) => natives.push(native),
                 None => return Ok(LookedUp::Uncompiled(artifact.clone(), preparation)),
             }
@@ -184,7 +199,7 @@ impl Preparer {
                 known.map_or_else(|| library.add(Path::new(path)), Ok).map(|artifact| Some(artifact.into()))
             }
             Image::Reference(reference) => {
-                let version = preparation.version.or(reference.digest()).or_else(|| self.known_while_away(reference));
+                let version = reference.digest().or(preparation.version).or_else(|| self.known_while_away(reference));
                 Ok(version.and_then(|version| library.image(version)))
             }
         }
@@ -200,38 +215,45 @@ impl Preparer {
     }
 
     /// Has an artifact pulled, for a component among others.
-    pub(super) async fn pull(self: Arc<Self>, reference: Reference, component: Name) -> Result<Digest, Failure> {
-        let Room { held, .. } = *locked(&self.room);
-        if held > self.quota {
-            let [held, quota] = [held, self.quota].map(ByteSize::bytes);
-            let message = format!(
-                "{reference}: the store is full: all of its {held} are in use, its quota is {quota} (--store-quota)"
-            );
-            return Err(Failure::new(Reason::Image, message));
+    pub(super) async fn pull(self: Arc<Self>, reference: Reference, component: Name) -> PullEnd {
+        // Since it was queued, its registry may have turned out to be away.
+        if let Some(known) = self.known_while_away(&reference) {
+            return PullEnd::Here(known);
         }
         let (id, receiver) = self.ask(&self.pulls);
         self.report(Event::Pulling { component: component.clone(), image: reference.clone() });
-        self.send(&FromWorker::Pull { id, reference: reference.clone() }, &[]);
-        let answer = receiver.await.unwrap_or_else(|_| Err("the supervisor is gone".into()));
-        let pulled = answer.map_err(|error| Failure::new(Reason::Image, error))?;
-        let mut away = locked(&self.away);
-        if pulled.stale {
-            away.insert(reference.registry().to_owned(), Instant::now());
-        } else {
-            away.remove(reference.registry());
+        self.send(&FromWorker::Pull { id, reference: reference.clone(), full: self.full() }, &[]);
+        let Ok(answer) = receiver.await else {
+            return PullEnd::Failed(Failure::new(Reason::Image, "the supervisor is gone"), None);
+        };
+        match answer {
+            Ok(pulled) => {
+                locked(&self.away).remove(reference.registry());
+                self.report(pulled_event(component, reference, &pulled, false));
+                PullEnd::Here(pulled.digest)
+            }
+            Err(failure) => {
+                let known = self.library.tag(&reference).filter(|version| self.library.image(*version).is_some());
+                let message = Failure::new(Reason::Image, &failure);
+                match known {
+                    Some(known) if failure.passes => {
+                        locked(&self.away).insert(reference.registry().to_owned(), Instant::now());
+                        tracing::warn!(%component, %known, "{failure}; what the tag led to before is served");
+                        self.report(pulled_event(component, reference, &Pulled::here(known), true));
+                        PullEnd::Here(known)
+                    }
+                    known => PullEnd::Failed(message, known),
+                }
+            }
         }
-        drop(away);
-        self.report(Event::Pulled {
-            component,
-            image: reference,
-            digest: pulled.digest,
-            bytes: pulled.bytes,
-            stale: pulled.stale,
-            resolve_seconds: pulled.resolve.as_secs_f64(),
-            pull_seconds: pulled.pull.as_secs_f64(),
-            verify_seconds: pulled.verify.as_secs_f64(),
-        });
-        Ok(pulled.digest)
+    }
+
+    /// Why nothing may be added to the store, if that is so.
+    fn full(&self) -> Option<String> {
+        let Held { bytes, .. } = *locked(&self.held);
+        let [held, quota] = [bytes, self.quota].map(ByteSize::bytes);
+        (bytes > self.quota)
+            .then(|| format!("the store is full: all of its {held} are in use, its quota is {quota} (--store-quota)"))
     }
 
     /// Has a component compiled; its native code is in the store then.
@@ -252,23 +274,19 @@ impl Preparer {
     pub(super) async fn make_room(self: Arc<Self>, bound: HashSet<Digest>) -> bool {
         let preparer = Arc::clone(&self);
         let made = tokio::task::spawn_blocking(move || preparer.library.make_room(preparer.quota, &bound));
-        let Ok(Some(room)) = made.await else { return false };
-        if room.freed > 0 {
-            tracing::info!(
-                freed = room.freed,
-                held = room.held,
-                quota = self.quota,
-                "what was not used for longest left the store"
-            );
+        let Ok(Some(held)) = made.await else { return false };
+        let Held { bytes, freed } = held;
+        if freed > 0 {
+            tracing::info!(freed, held = bytes, quota = self.quota, "what was not used for longest left the store");
         }
-        if room.held > self.quota {
+        if bytes > self.quota {
             tracing::warn!(
-                held = room.held,
+                held = bytes,
                 quota = self.quota,
                 "the store holds more than its quota, and all of it is in use"
             );
         }
-        *locked(&self.room) = room;
+        *locked(&self.held) = held;
         true
     }
 
@@ -287,7 +305,7 @@ impl Preparer {
     }
 
     /// Takes in what the supervisor says of a pull.
-    pub(super) fn pulled(&self, id: u64, result: Result<Pulled, String>) {
+    pub(super) fn pulled(&self, id: u64, result: Result<Pulled, registry::message::Failure>) {
         answer(&self.pulls, id, result);
     }
 
@@ -302,6 +320,19 @@ impl Preparer {
 fn answer<T>(asked: &Mutex<HashMap<u64, oneshot::Sender<T>>>, id: u64, result: T) {
     if let Some(sender) = locked(asked).remove(&id) {
         _ = sender.send(result);
+    }
+}
+
+fn pulled_event(component: Name, image: Reference, pulled: &Pulled, stale: bool) -> Event {
+    Event::Pulled {
+        component,
+        image,
+        digest: pulled.digest,
+        bytes: pulled.bytes,
+        stale,
+        resolve_seconds: pulled.resolve.as_secs_f64(),
+        pull_seconds: pulled.pull.as_secs_f64(),
+        verify_seconds: pulled.verify.as_secs_f64(),
     }
 }
 

@@ -49,9 +49,14 @@ impl<K: Clone + Eq + Hash> Queue<K> {
         self.waiting.remove(key).unwrap_or_default()
     }
 
-    /// Nobody waits for anything.
-    pub(super) fn is_empty(&self) -> bool {
-        self.waiting.is_empty()
+    /// Those that wait.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = &Preparation> {
+        self.waiting.values().flatten()
+    }
+
+    /// What is waited for.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &K> {
+        self.waiting.keys()
     }
 }
 
@@ -66,7 +71,16 @@ mod tests {
     fn preparation(name: &str) -> Preparation {
         let spec = Arc::new(ComponentSpec::new(Image::Path("/x.wasm".into())));
         let name = name.parse().unwrap();
-        Preparation { name, spec, generation: 0, began: Instant::now(), anew: false, version: None, compiled: false }
+        Preparation {
+            name,
+            spec,
+            generation: 0,
+            began: Instant::now(),
+            anew: false,
+            version: None,
+            compiled: false,
+            pulled: false,
+        }
     }
 
     #[test]
@@ -83,7 +97,7 @@ mod tests {
         assert_eq!(waited, ["a", "c", "d"]);
         assert_eq!(queue.begin(any).map(|(key, _)| key), Some("y"));
         queue.done(&"y");
-        assert!(queue.is_empty());
+        assert_eq!(queue.keys().count(), 0);
         queue.push("x", preparation("e"));
         assert!(queue.begin(any).is_some(), "it may be wanted again");
     }

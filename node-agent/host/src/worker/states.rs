@@ -21,10 +21,12 @@ use crate::{
     supervisor::message::{Binding, Event, Reason},
 };
 
-/// The registry.
+/// Components and bindings.
 #[derive(Default)]
-pub(super) struct Registry {
+pub(super) struct States {
     components: HashMap<Name, Known>,
+    /// Preparations so far; never counted anew, since one of a component that was removed may still be on its way.
+    preparations: u64,
     /// Everything that is wanted was told: a component that is not known now is known not to be.
     complete: bool,
 }
@@ -38,6 +40,8 @@ struct Known {
     made_here: bool,
     /// Its artifact could not be pulled, and when that is tried again.
     retry: Option<Retry>,
+    /// Why the last preparation came to nothing, and of which version of an artifact that is true for good.
+    refused: Option<(Option<Digest>, Failure)>,
 }
 
 /// How often something failed in a row, and when it is tried again.
@@ -68,7 +72,14 @@ struct Wanted {
 
 impl Known {
     fn new(state: State) -> Self {
-        Self { state: watch::Sender::new(state), bindings: Vec::new(), wanted: None, made_here: false, retry: None }
+        Self {
+            state: watch::Sender::new(state),
+            bindings: Vec::new(),
+            wanted: None,
+            made_here: false,
+            retry: None,
+            refused: None,
+        }
     }
 
     fn fail_unknown(&self, name: &Name) -> Vec<Event> {
@@ -78,17 +89,30 @@ impl Known {
     }
 }
 
-impl Registry {
+impl States {
     /// A component is wanted like this. Even if its settings are the same, its file may have changed.
     pub(super) fn want(&mut self, name: Name, spec: Arc<ComponentSpec>) -> Preparation {
         let preparing = State::Preparing(spec.limits.head_timeout.get().get());
         let known = self.components.entry(name.clone()).or_insert_with(|| Known::new(preparing.clone()));
-        let generation = known.wanted.as_ref().map_or(0, |wanted| wanted.generation + 1);
+        self.preparations += 1;
+        let generation = self.preparations;
         if known.wanted.is_none() {
             known.state.send_replace(preparing);
         }
+        if known.wanted.as_ref().is_none_or(|wanted| wanted.spec != spec) {
+            known.refused = None;
+        }
         known.wanted = Some(Wanted { spec: Arc::clone(&spec), generation, decided: false });
-        Preparation { name, spec, generation, began: Instant::now(), anew: false, version: None, compiled: false }
+        Preparation {
+            name,
+            spec,
+            generation,
+            began: Instant::now(),
+            anew: false,
+            version: None,
+            compiled: false,
+            pulled: false,
+        }
     }
 
     /// A component's native code cannot be loaded: it has to be made anew, unless that is being done. If the engine refuses what
@@ -98,7 +122,7 @@ impl Registry {
         let known = self.components.get_mut(component)?;
         let wanted = known.wanted.as_ref().filter(|wanted| wanted.decided)?;
         let version = match &*known.state.borrow() {
-            State::Ready(version) => Some(version.digest),
+            State::Ready(version) if version.spec.image == wanted.spec.image => Some(version.digest),
             _ => None,
         };
         if known.made_here && *refused {
@@ -136,11 +160,25 @@ impl Registry {
         due.into_iter().map(|(name, spec)| self.want(name, spec)).collect()
     }
 
-    /// What is served: the digests of components and of their native code.
+    /// Whether a version of the component is served.
+    pub(super) fn is_served(&self, name: &Name) -> bool {
+        self.components.get(name).is_some_and(|known| matches!(*known.state.borrow(), State::Ready(_)))
+    }
+
+    /// Why this very version was refused before, by what cannot change.
+    pub(super) fn refusal(&self, preparation: &Preparation) -> Option<Failure> {
+        let known = self.components.get(&preparation.name)?;
+        let (version, failure) = known.refused.as_ref()?;
+        let same = known.wanted.as_ref().is_some_and(|wanted| wanted.spec == preparation.spec);
+        (version.is_some() && *version == preparation.version && same).then(|| failure.clone())
+    }
+
+    /// What is served: the digests of artifacts, of components and of their native code.
     pub(super) fn bound(&self) -> HashSet<Digest> {
         let mut bound = HashSet::new();
         for known in self.components.values() {
             if let State::Ready(version) = &*known.state.borrow() {
+                bound.insert(version.digest);
                 bound.extend(version.parts.iter().flat_map(|part| [part.digest, part.native.digest()]));
             }
         }
@@ -197,6 +235,15 @@ impl Registry {
             }
             _ => None,
         };
+        let before = known.refused.take();
+        if let Err(failure) = &result {
+            let lasting = preparation.version.filter(|_| of_registry && failure.reason != Reason::Image);
+            known.refused = Some((lasting, failure.clone()));
+            // A registry is asked by itself: what was told before, and is not otherwise, nobody has to hear again.
+            if of_registry && before.is_some_and(|(_, before)| before == *failure) {
+                return Some(Vec::new());
+            }
+        }
         let now = known.state.borrow().clone();
         if let (State::Ready(now), Ok(Outcome { version, compiled: false })) = (&now, &result)
             && now.digest == version.digest
@@ -276,66 +323,66 @@ mod tests {
 
     #[test]
     fn a_binding_waits_for_its_component_until_there_is_none() {
-        let mut registry = Registry::default();
-        let [state, unknown] = ["a", "b"].map(|name| registry.bind(binding(name, 8080)));
-        let first = registry.want("a".parse().unwrap(), spec());
+        let mut states = States::default();
+        let [state, unknown] = ["a", "b"].map(|name| states.bind(binding(name, 8080)));
+        let first = states.want("a".parse().unwrap(), spec());
         assert!(matches!(&*state.borrow(), State::Preparing(_)));
         assert!(matches!(&*unknown.borrow(), State::Preparing(_)));
-        assert_eq!(registry.all_decided(), None);
-        let events = registry.complete();
+        assert_eq!(states.all_decided(), None);
+        let events = states.complete();
         assert!(
             matches!(&events[..], [Event::Failed { reason: Reason::Unknown, message, .. }] if message.contains("\"b\""))
         );
         assert!(matches!(&*unknown.borrow(), State::Failed(_)));
-        let events = registry.decide(unprepared(&first, "broken")).unwrap();
+        let events = states.decide(unprepared(&first, "broken")).unwrap();
         assert!(matches!(&events[..], [Event::Failed { message, .. }] if message == "broken"));
         assert!(matches!(&*state.borrow(), State::Failed(why) if &**why == "broken"));
-        assert_eq!(registry.all_decided(), Some((0, 2)));
+        assert_eq!(states.all_decided(), Some((0, 2)));
     }
 
     #[test]
     fn broken_native_code_is_made_anew_unless_its_own_engine_refuses_it() {
-        let mut registry = Registry::default();
+        let mut states = States::default();
         let name: Name = "a".parse().unwrap();
         let broken = |refused| Broken { component: "a".parse().unwrap(), why: "corrupt".into(), refused };
-        let first = registry.want(name, spec());
-        assert!(registry.broken(&broken(false)).is_none(), "it is being made");
-        registry.decide(unprepared(&first, "x"));
-        let again = registry.broken(&broken(false)).unwrap();
+        let first = states.want(name, spec());
+        assert!(states.broken(&broken(false)).is_none(), "it is being made");
+        states.decide(unprepared(&first, "x"));
+        let again = states.broken(&broken(false)).unwrap();
         assert!(again.anew);
-        registry.decide(unprepared(&again, "x"));
-        registry.components.values_mut().for_each(|known| known.made_here = true);
-        let again = registry.broken(&broken(false)).unwrap();
+        states.decide(unprepared(&again, "x"));
+        states.components.values_mut().for_each(|known| known.made_here = true);
+        let again = states.broken(&broken(false)).unwrap();
         assert!(again.anew, "a file that was damaged since is made again");
-        registry.decide(unprepared(&again, "x"));
-        assert!(registry.broken(&broken(true)).is_none(), "an engine that refuses it would do so again");
+        states.decide(unprepared(&again, "x"));
+        assert!(states.broken(&broken(true)).is_none(), "an engine that refuses it would do so again");
     }
 
     #[test]
     fn an_artifact_that_cannot_be_pulled_is_tried_again_ever_more_rarely() {
-        let mut registry = Registry::default();
+        let mut states = States::default();
         let image = Image::Reference("r.example/a:1".parse().unwrap());
-        let mut next = registry.want("a".parse().unwrap(), Arc::new(ComponentSpec::new(image)));
+        let mut next = states.want("a".parse().unwrap(), Arc::new(ComponentSpec::new(image)));
         let begin = Instant::now();
         for seconds in [10, 20, 40, 80, 160, 300, 300] {
             let result = Err(Failure { reason: Reason::Image, message: "away".into() });
-            registry.decide(Prepared { preparation: next, result });
-            assert!(registry.has_retries() && registry.retries(begin + Duration::from_secs(seconds - 1)).is_empty());
-            next = registry.retries(Instant::now() + Duration::from_secs(seconds)).pop().unwrap();
-            assert!(registry.retries(Instant::now() + Duration::from_secs(seconds)).is_empty(), "it is on its way");
+            states.decide(Prepared { preparation: next, result });
+            assert!(states.has_retries() && states.retries(begin + Duration::from_secs(seconds - 1)).is_empty());
+            next = states.retries(Instant::now() + Duration::from_secs(seconds)).pop().unwrap();
+            assert!(states.retries(Instant::now() + Duration::from_secs(seconds)).is_empty(), "it is on its way");
         }
-        registry.decide(unprepared(&next, "it was pulled, and cannot be served"));
-        assert!(!registry.has_retries());
+        states.decide(unprepared(&next, "it was pulled, and cannot be served"));
+        assert!(!states.has_retries());
     }
 
     #[test]
     fn only_the_newest_preparation_counts() {
-        let mut registry = Registry::default();
-        let state = registry.bind(binding("a", 8080));
-        let first = registry.want("a".parse().unwrap(), spec());
-        let second = registry.want("a".parse().unwrap(), spec());
-        assert!(registry.decide(unprepared(&first, "old")).is_none());
+        let mut states = States::default();
+        let state = states.bind(binding("a", 8080));
+        let first = states.want("a".parse().unwrap(), spec());
+        let second = states.want("a".parse().unwrap(), spec());
+        assert!(states.decide(unprepared(&first, "old")).is_none());
         assert!(matches!(&*state.borrow(), State::Preparing(_)));
-        assert_eq!(registry.decide(unprepared(&second, "new")).map(|events| events.len()), Some(1));
+        assert_eq!(states.decide(unprepared(&second, "new")).map(|events| events.len()), Some(1));
     }
 }
