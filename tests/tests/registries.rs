@@ -286,6 +286,42 @@ async fn a_restart_without_the_registry_serves_what_was_bound() -> Result<()> {
     Ok(())
 }
 
+/// Who we are cannot be found out, or where the registry is: what was bound is served nevertheless.
+#[tokio::test]
+async fn a_restart_with_broken_settings_serves_what_was_bound() -> Result<()> {
+    let registry = Registry::start().await?;
+    Artifact::wasm(numbered(1)?).push(&registry, "hello:1").await?;
+    let laptop = Laptop::plain(&[registry.host()])?;
+    let component = || Component::image("hello", &format!("{}/hello:1", registry.host()));
+    drop(laptop.serve([component()], &[]).await?);
+    fs::write(laptop.file("config.json"), "no JSON")?;
+    let host = laptop.serve([component()], &[]).await?;
+    answers(&host, "hello").await?;
+    ensure!(host.log().iter().any(|line| line.contains("it is no docker config JSON")), "{:?}", host.log());
+    Ok(())
+}
+
+/// A tag that leads to what cannot be had is told once, and what is served goes on, also in the next host.
+#[tokio::test]
+async fn a_tag_that_is_broken_is_told_and_changes_nothing() -> Result<()> {
+    let registry = Registry::start().await?;
+    Artifact::wasm(numbered(1)?).push(&registry, "hello:1").await?;
+    let laptop = Laptop::plain(&[registry.host()])?;
+    let component = || Component::image("hello", &format!("{}/hello:1", registry.host()));
+    let host = laptop.serve([component()], &["--watch", "--tag-refresh", "1s"]).await?;
+    Artifact::wasm(numbered(1)?).layer("application/wasm", "another").push(&registry, "hello:1").await?;
+    let told = host.wait_for("a failure", Duration::from_secs(20), |event| event["event"] == "failed").await?;
+    ensure!(told["message"].as_str().is_some_and(|message| message.contains("it has 2 layers")), "{told}");
+    let asked = || host.events_of("pulling").len();
+    let before = asked();
+    wait_until("two more looks", Duration::from_secs(20), || (asked() > before + 2).then_some(())).await?;
+    ensure!(host.events_of("failed").len() == 1, "it is told once: {:?}", host.events_of("failed"));
+    answers(&host, "hello").await?;
+    drop(host);
+    let host = laptop.serve([component()], &[]).await?;
+    answers(&host, "hello").await
+}
+
 #[tokio::test]
 async fn an_index_picks_nothing() -> Result<()> {
     let registry = Registry::start().await?;

@@ -9,7 +9,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use pillion_protocol::{
@@ -29,9 +29,6 @@ use crate::{
     store::{Artifact, Held, Library, NativeCode, StoreError, Stored},
     supervisor::message::{Event, FromWorker, Reason},
 };
-
-/// A registry that could not be asked is left alone for so long by those that have something to serve.
-const AWAY: Duration = Duration::from_secs(30);
 
 /// A component to prepare.
 #[derive(Clone, Debug)]
@@ -72,14 +69,6 @@ pub(super) struct Failure {
     pub(super) message: String,
 }
 
-/// What became of a pull.
-pub(super) enum PullEnd {
-    /// This version is in the store.
-    Here(Digest),
-    /// Nothing new is; what the tag led to before may be.
-    Failed(Failure, Option<Digest>),
-}
-
 /// What a look into the store gave.
 pub(super) enum LookedUp {
     Prepared(Prepared),
@@ -91,23 +80,23 @@ pub(super) enum LookedUp {
 
 /// Prepares components.
 pub(super) struct Preparer {
-    library: Library,
+    pub(super) library: Library,
     link: Link,
     next: AtomicU64,
     /// What took workers down.
     quarantined: Mutex<HashSet<Digest>>,
     /// What the supervisor was asked for.
     compilations: Mutex<HashMap<u64, oneshot::Sender<Result<Facts, String>>>>,
-    pulls: Mutex<HashMap<u64, oneshot::Sender<Result<Pulled, registry::message::Failure>>>>,
+    pub(super) pulls: Mutex<HashMap<u64, oneshot::Sender<Result<Pulled, registry::message::Failure>>>>,
     /// Registries that could not be asked.
-    away: Mutex<HashMap<String, Instant>>,
+    pub(super) away: Mutex<HashMap<String, Instant>>,
     /// What the store held when it was last looked through, and how much it may hold.
-    held: Mutex<Held>,
-    quota: u64,
+    pub(super) held: Mutex<Held>,
+    pub(super) quota: u64,
 }
 
 impl Failure {
-    fn new(reason: Reason, error: impl ToString) -> Self {
+    pub(super) fn new(reason: Reason, error: impl ToString) -> Self {
         Self { reason, message: error.to_string() }
     }
 
@@ -122,7 +111,7 @@ impl Failure {
     }
 }
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -205,57 +194,6 @@ impl Preparer {
         }
     }
 
-    /// What the tag led to, while its registry cannot be asked.
-    fn known_while_away(&self, reference: &Reference) -> Option<Digest> {
-        let since = locked(&self.away).get(reference.registry()).copied()?;
-        if since.elapsed() > AWAY {
-            return None;
-        }
-        self.library.tag(reference)
-    }
-
-    /// Has an artifact pulled, for a component among others.
-    pub(super) async fn pull(self: Arc<Self>, reference: Reference, component: Name) -> PullEnd {
-        // Since it was queued, its registry may have turned out to be away.
-        if let Some(known) = self.known_while_away(&reference) {
-            return PullEnd::Here(known);
-        }
-        let (id, receiver) = self.ask(&self.pulls);
-        self.report(Event::Pulling { component: component.clone(), image: reference.clone() });
-        self.send(&FromWorker::Pull { id, reference: reference.clone(), full: self.full() }, &[]);
-        let Ok(answer) = receiver.await else {
-            return PullEnd::Failed(Failure::new(Reason::Image, "the supervisor is gone"), None);
-        };
-        match answer {
-            Ok(pulled) => {
-                locked(&self.away).remove(reference.registry());
-                self.report(pulled_event(component, reference, &pulled, false));
-                PullEnd::Here(pulled.digest)
-            }
-            Err(failure) => {
-                let known = self.library.tag(&reference).filter(|version| self.library.image(*version).is_some());
-                let message = Failure::new(Reason::Image, &failure);
-                match known {
-                    Some(known) if failure.passes => {
-                        locked(&self.away).insert(reference.registry().to_owned(), Instant::now());
-                        tracing::warn!(%component, %known, "{failure}; what the tag led to before is served");
-                        self.report(pulled_event(component, reference, &Pulled::here(known), true));
-                        PullEnd::Here(known)
-                    }
-                    known => PullEnd::Failed(message, known),
-                }
-            }
-        }
-    }
-
-    /// Why nothing may be added to the store, if that is so.
-    fn full(&self) -> Option<String> {
-        let Held { bytes, .. } = *locked(&self.held);
-        let [held, quota] = [bytes, self.quota].map(ByteSize::bytes);
-        (bytes > self.quota)
-            .then(|| format!("the store is full: all of its {held} are in use, its quota is {quota} (--store-quota)"))
-    }
-
     /// Has a component compiled; its native code is in the store then.
     pub(super) async fn compile(self: Arc<Self>, artifact: Artifact, component: Name) -> Result<(), Failure> {
         self.report(Event::Compiling { component, digest: artifact.digest });
@@ -309,7 +247,7 @@ impl Preparer {
         answer(&self.pulls, id, result);
     }
 
-    fn ask<T>(&self, asked: &Mutex<HashMap<u64, oneshot::Sender<T>>>) -> (u64, oneshot::Receiver<T>) {
+    pub(super) fn ask<T>(&self, asked: &Mutex<HashMap<u64, oneshot::Sender<T>>>) -> (u64, oneshot::Receiver<T>) {
         let id = self.next.fetch_add(1, Relaxed);
         let (sender, receiver) = oneshot::channel();
         locked(asked).insert(id, sender);
@@ -320,19 +258,6 @@ impl Preparer {
 fn answer<T>(asked: &Mutex<HashMap<u64, oneshot::Sender<T>>>, id: u64, result: T) {
     if let Some(sender) = locked(asked).remove(&id) {
         _ = sender.send(result);
-    }
-}
-
-fn pulled_event(component: Name, image: Reference, pulled: &Pulled, stale: bool) -> Event {
-    Event::Pulled {
-        component,
-        image,
-        digest: pulled.digest,
-        bytes: pulled.bytes,
-        stale,
-        resolve_seconds: pulled.resolve.as_secs_f64(),
-        pull_seconds: pulled.pull.as_secs_f64(),
-        verify_seconds: pulled.verify.as_secs_f64(),
     }
 }
 

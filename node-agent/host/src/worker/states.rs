@@ -3,7 +3,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use pillion_protocol::{
@@ -15,7 +15,10 @@ use pillion_protocol::{
 };
 use tokio::sync::watch;
 
-use super::prepare::{Failure, Outcome, Preparation, Prepared};
+use super::{
+    prepare::{Failure, Outcome, Preparation, Prepared},
+    retry::Retry,
+};
 use crate::{
     endpoint::{Broken, State},
     supervisor::message::{Binding, Event, Reason},
@@ -42,25 +45,6 @@ struct Known {
     retry: Option<Retry>,
     /// Why the last preparation came to nothing, and of which version of an artifact that is true for good.
     refused: Option<(Option<Digest>, Failure)>,
-}
-
-/// How often something failed in a row, and when it is tried again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Retry {
-    failures: u32,
-    at: Instant,
-}
-
-/// After the first failure, and at most.
-const RETRY: Duration = Duration::from_secs(10);
-const RETRY_AT_MOST: Duration = Duration::from_secs(300);
-
-impl Retry {
-    fn after(before: Option<Self>, now: Instant) -> Self {
-        let failures = before.map_or(0, |retry| retry.failures).saturating_add(1);
-        let pause = RETRY.saturating_mul(1 << (failures - 1).min(16)).min(RETRY_AT_MOST);
-        Self { failures, at: now + pause }
-    }
 }
 
 struct Wanted {
@@ -305,6 +289,8 @@ fn failed(binding: &Binding, failure: &Failure) -> Event {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn binding(component: &str, port: u16) -> Binding {
@@ -373,6 +359,17 @@ mod tests {
         }
         states.decide(unprepared(&next, "it was pulled, and cannot be served"));
         assert!(!states.has_retries());
+    }
+
+    #[test]
+    fn what_was_on_its_way_for_a_component_that_was_removed_does_not_count_for_the_next_of_its_name() {
+        let mut states = States::default();
+        let name: Name = "a".parse().unwrap();
+        let old = states.want(name.clone(), spec());
+        states.gone(&name);
+        let new = states.want(name, spec());
+        assert!(states.decide(unprepared(&old, "old")).is_none());
+        assert!(states.decide(unprepared(&new, "new")).is_some());
     }
 
     #[test]
