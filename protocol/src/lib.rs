@@ -14,7 +14,7 @@
 //! | [`name`] | names of components and bindings |
 //! | [`pod`] | pods and their sandboxes |
 //! | [`quantity`] | sizes and durations as people write them |
-//! | [`reference`] | references to artifacts in registries |
+//! | [`mod@reference`] | references to artifacts in registries |
 
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
