@@ -134,7 +134,7 @@ impl Remote {
     ///
     /// # Errors
     ///
-    /// See [`Problem`].
+    /// See `Problem`.
     pub async fn digest(&self, reference: &Reference, how: Ask) -> Result<Digest, Problem> {
         let reference = self.reference(reference);
         let auth = self.auth();
@@ -147,7 +147,7 @@ impl Remote {
     ///
     /// # Errors
     ///
-    /// See [`Problem`]; other bytes than the digest's.
+    /// See `Problem`; other bytes than the digest's.
     pub async fn manifest(&self, reference: &Reference, digest: Digest) -> Result<Bytes, Problem> {
         const ACCEPTED: [&str; 4] = [
             OCI_IMAGE_MEDIA_TYPE,
@@ -167,7 +167,7 @@ impl Remote {
     ///
     /// # Errors
     ///
-    /// See [`Problem`].
+    /// See `Problem`.
     pub async fn blob(&self, reference: &Reference, blob: &Blob, from: u64) -> Result<Incoming, Problem> {
         let reference = self.reference(reference);
         let descriptor = OciDescriptor {
@@ -191,7 +191,7 @@ impl Remote {
     ///
     /// # Errors
     ///
-    /// See [`Problem`].
+    /// See `Problem`.
     pub async fn push_blob(&self, reference: &Reference, bytes: Bytes, digest: Digest) -> Result<(), Problem> {
         let reference = self.reference(reference);
         let digest = digest.to_string();
@@ -209,7 +209,7 @@ impl Remote {
     ///
     /// # Errors
     ///
-    /// See [`Problem`].
+    /// See `Problem`.
     pub async fn push_manifest(&self, reference: &Reference, manifest: &[u8]) -> Result<(), Problem> {
         let reference = self.reference(reference);
         let kind = http::HeaderValue::from_static(OCI_IMAGE_MEDIA_TYPE);
