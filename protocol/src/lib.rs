@@ -10,11 +10,13 @@
 //! | [`component`] | the `Component` and `ClusterComponent` resources |
 //! | [`digest`] | `sha256:…` |
 //! | [`hosts`] | `allowedOutboundHosts` |
+//! | [`id`] | components as pods of a namespace see them |
 //! | [`keeper`] | what the CNI plugin asks of the keeper, and what the keeper tells the host |
 //! | [`name`] | names of components and bindings |
 //! | [`pod`] | pods and their sandboxes |
 //! | [`quantity`] | sizes and durations as people write them |
 //! | [`mod@reference`] | references to artifacts in registries |
+//! | [`stream`] | what control and a node say to each other |
 
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
@@ -24,8 +26,10 @@ pub mod cni;
 pub mod component;
 pub mod digest;
 pub mod hosts;
+pub mod id;
 pub mod keeper;
 pub mod name;
 pub mod pod;
 pub mod quantity;
 pub mod reference;
+pub mod stream;

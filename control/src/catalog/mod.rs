@@ -1,0 +1,189 @@
+//! What is known of components and pods, and what each node needs of it. Decides, and does no IO.
+//!
+//! A change says which nodes it may matter to; nobody else's view is looked at. What a node is told is the difference between its
+//! view and what it has, whether that is a change, a first snapshot, or what it missed.
+
+mod view;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
+
+use pillion_protocol::{
+    annotation::{AnnotationError, Sidecars},
+    component::ComponentSpec,
+    id::ComponentId,
+    name::Name,
+    pod::Pod,
+    stream::Version,
+};
+use sha2::{Digest, Sha256};
+
+pub use self::view::{View, difference};
+use crate::resource::Access;
+
+/// A node's name.
+pub type NodeName = Arc<str>;
+
+/// A pod's UID in the API; a static pod's runtime knows it by another.
+pub type ApiUid = Arc<str>;
+
+/// Components, pods, and where they are.
+#[derive(Default)]
+pub struct Catalog {
+    /// Those of namespaces, and those of the cluster, which have none.
+    components: BTreeMap<ComponentId, Published>,
+    pods: HashMap<ApiUid, ListedPod>,
+    by_node: HashMap<NodeName, BTreeSet<ApiUid>>,
+    /// By the components that they name.
+    by_name: HashMap<Name, BTreeSet<ApiUid>>,
+}
+
+/// A component as it is published.
+#[derive(Clone, Debug)]
+pub struct Published {
+    /// What it is, or why it is not accepted.
+    pub accepted: Result<Arc<ComponentSpec>, String>,
+    /// Whose pods may have it; `None` for everybody's that see it.
+    pub access: Option<Access>,
+    /// The version of what it is.
+    version: Version,
+}
+
+/// A pod with the annotation, on a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedPod {
+    /// The pod, by the UID that its runtime knows.
+    pub pod: Pod,
+    /// Its node.
+    pub node: NodeName,
+    /// Whom it runs as.
+    pub service_account: String,
+    /// It has the node's network.
+    pub host_network: bool,
+    /// What its annotation says, or what is wrong with it.
+    pub sidecars: Result<Sidecars, AnnotationError>,
+}
+
+impl Published {
+    /// A component.
+    pub fn new(accepted: Result<ComponentSpec, String>, access: Option<Access>) -> Self {
+        let version = match &accepted {
+            Ok(spec) => version_of(spec),
+            Err(error) => version_of(error),
+        };
+        Self { accepted: accepted.map(Arc::new), access, version }
+    }
+
+    /// The version of what it is, as nodes are told it.
+    pub fn version(&self) -> &Version {
+        &self.version
+    }
+}
+
+/// The version of a content: two that are the same have the same, in every replica.
+fn version_of(content: &impl serde::Serialize) -> Version {
+    let text = serde_json::to_vec(content).unwrap_or_default();
+    let hash = Sha256::digest(text);
+    Version(hash.iter().take(8).map(|byte| format!("{byte:02x}")).collect())
+}
+
+impl Catalog {
+    /// A component is new or has changed; `None` if it is no more. Gives the nodes that this may matter to.
+    pub fn publish(&mut self, id: ComponentId, published: Option<Published>) -> BTreeSet<NodeName> {
+        match published {
+            Some(published) => _ = self.components.insert(id.clone(), published),
+            None => _ = self.components.remove(&id),
+        }
+        let named = self.by_name.get(&id.name).into_iter().flatten().filter_map(|uid| self.pods.get(uid));
+        let sees = |pod: &&ListedPod| id.namespace.as_ref().is_none_or(|of| of.as_str() == pod.pod.namespace);
+        named.filter(sees).map(|pod| Arc::clone(&pod.node)).collect()
+    }
+
+    /// A component that is published.
+    pub fn published(&self, id: &ComponentId) -> Option<&Published> {
+        self.components.get(id)
+    }
+
+    /// The components there are.
+    pub fn components(&self) -> impl Iterator<Item = (&ComponentId, &Published)> {
+        self.components.iter()
+    }
+
+    /// A pod is new or has changed. Gives the nodes that this may matter to.
+    pub fn set_pod(&mut self, uid: ApiUid, pod: ListedPod) -> BTreeSet<NodeName> {
+        if self.pods.get(&uid) == Some(&pod) {
+            return BTreeSet::new();
+        }
+        let mut nodes = self.remove_pod(&uid);
+        nodes.insert(Arc::clone(&pod.node));
+        self.by_node.entry(Arc::clone(&pod.node)).or_default().insert(Arc::clone(&uid));
+        for sidecar in pod.sidecars.iter().flatten() {
+            self.by_name.entry(sidecar.name.clone()).or_default().insert(Arc::clone(&uid));
+        }
+        self.pods.insert(uid, pod);
+        nodes
+    }
+
+    /// A pod has ended, or has the annotation no more. Gives the nodes that this may matter to.
+    pub fn remove_pod(&mut self, uid: &str) -> BTreeSet<NodeName> {
+        let Some(pod) = self.pods.remove(uid) else { return BTreeSet::new() };
+        remove_from(&mut self.by_node, &pod.node, uid);
+        for sidecar in pod.sidecars.iter().flatten() {
+            remove_from(&mut self.by_name, &sidecar.name, uid);
+        }
+        BTreeSet::from([pod.node])
+    }
+
+    /// A pod that is known.
+    pub fn pod(&self, uid: &str) -> Option<&ListedPod> {
+        self.pods.get(uid)
+    }
+
+    /// The pods that are known.
+    pub fn pods(&self) -> impl Iterator<Item = (&ApiUid, &ListedPod)> {
+        self.pods.iter()
+    }
+
+    /// What a name means to a pod: the component of its namespace, else the cluster's.
+    fn resolve(&self, pod: &ListedPod, name: &Name) -> Option<(ComponentId, &Published)> {
+        let own = pod.pod.namespace.parse().ok().map(|namespace| ComponentId::in_namespace(namespace, name.clone()));
+        own.into_iter()
+            .chain([ComponentId::from(name.clone())])
+            .find_map(|id| self.components.get_key_value(&id).map(|(id, published)| (id.clone(), published)))
+    }
+
+    /// The nodes whose pods have this component.
+    pub fn nodes_of(&self, id: &ComponentId) -> BTreeMap<NodeName, BTreeSet<ComponentId>> {
+        let mut nodes: BTreeMap<NodeName, BTreeSet<ComponentId>> = BTreeMap::new();
+        let named = self.by_name.get(&id.name).into_iter().flatten().filter_map(|uid| self.pods.get(uid));
+        for pod in named.filter(|pod| !pod.host_network) {
+            let Some((resolved, published)) = self.resolve(pod, &id.name) else { continue };
+            let Ok(namespace) = pod.pod.namespace.parse() else { continue };
+            if resolved == *id && is_allowed(published, pod) {
+                let seen = ComponentId::in_namespace(namespace, id.name.clone());
+                nodes.entry(Arc::clone(&pod.node)).or_default().insert(seen);
+            }
+        }
+        nodes
+    }
+}
+
+fn is_allowed(published: &Published, pod: &ListedPod) -> bool {
+    let allows = |access: &Access| access.allows(&pod.pod.namespace, &pod.service_account);
+    published.access.as_ref().is_none_or(allows)
+}
+
+/// Removes an entry, and the set that it was the last of.
+fn remove_from<K: std::hash::Hash + Eq>(index: &mut HashMap<K, BTreeSet<ApiUid>>, key: &K, uid: &str) {
+    if let Some(uids) = index.get_mut(key) {
+        uids.remove(uid);
+        if uids.is_empty() {
+            index.remove(key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

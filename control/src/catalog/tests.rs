@@ -1,0 +1,156 @@
+use pillion_protocol::{
+    component::Image,
+    stream::{Key, Refusal, RefusalReason, ToNode, Version},
+};
+
+use super::*;
+use crate::resource::ServiceAccount;
+
+fn id(text: &str) -> ComponentId {
+    text.parse().unwrap()
+}
+
+fn image(text: &str) -> Published {
+    Published::new(Ok(ComponentSpec::new(Image::Reference(text.parse().unwrap()))), None)
+}
+
+fn pod(namespace: &str, name: &str, node: &str, sidecars: &str) -> (ApiUid, ListedPod) {
+    let pod = Pod { uid: name.parse().unwrap(), namespace: namespace.into(), name: name.into() };
+    let listed = ListedPod {
+        pod,
+        node: node.into(),
+        service_account: "default".into(),
+        host_network: false,
+        sidecars: sidecars.parse(),
+    };
+    (name.into(), listed)
+}
+
+fn nodes(names: &[&str]) -> BTreeSet<NodeName> {
+    names.iter().map(|name| NodeName::from(*name)).collect()
+}
+
+fn keys(view: &View) -> Vec<String> {
+    view.keys().map(|key| key.clone().into()).collect()
+}
+
+fn refusal(catalog: &Catalog, node: &str, pod: &str) -> Option<Refusal> {
+    match catalog.view(node).remove(&Key::Pod(pod.parse().unwrap())) {
+        Some(ToNode::Pod { wanted, .. }) => wanted.refused.into_values().next(),
+        _ => None,
+    }
+}
+
+/// Two nodes: the shop's pods are on `a`, the bank's on `b`.
+fn catalog() -> Catalog {
+    let mut catalog = Catalog::default();
+    catalog.publish(id("clock"), Some(image("r.example/clock:1")));
+    for (uid, pod) in [
+        pod("shop", "cart", "a", "clock=8081"),
+        pod("shop", "till", "a", "clock=8081, flags=8082"),
+        pod("bank", "vault", "b", "clock=8081"),
+    ] {
+        catalog.set_pod(uid, pod);
+    }
+    catalog
+}
+
+#[test]
+fn a_node_is_told_of_its_own_pods_and_what_they_name() {
+    let mut catalog = catalog();
+    catalog.publish(id("unused"), Some(image("r.example/unused:1")));
+    assert_eq!(keys(&catalog.view("a")), ["pod/cart", "pod/till", "component/shop/clock"]);
+    assert_eq!(keys(&catalog.view("b")), ["pod/vault", "component/bank/clock"]);
+    assert_eq!(keys(&catalog.view("c")), [""; 0]);
+}
+
+#[test]
+fn a_change_matters_to_the_nodes_whose_pods_see_it_and_to_no_other() {
+    let mut catalog = catalog();
+    let flags = || Some(image("r.example/flags:1"));
+    assert_eq!(catalog.publish(id("flags"), flags()), nodes(&["a"]));
+    assert_eq!(catalog.publish(id("bank/flags"), flags()), nodes(&[]));
+    assert_eq!(catalog.publish(id("clock"), None), nodes(&["a", "b"]));
+    let (uid, moved) = pod("shop", "cart", "b", "clock=8081");
+    assert_eq!(catalog.set_pod(Arc::clone(&uid), moved.clone()), nodes(&["a", "b"]));
+    assert_eq!(catalog.set_pod(Arc::clone(&uid), moved), nodes(&[]), "nothing has changed");
+    assert_eq!(catalog.remove_pod(&uid), nodes(&["b"]));
+    assert_eq!(catalog.remove_pod(&uid), nodes(&[]));
+}
+
+#[test]
+fn a_namespaces_own_component_comes_before_the_clusters() {
+    let mut catalog = catalog();
+    let of = |catalog: &Catalog, node: &str, key: &str| {
+        let key = Key::try_from(key.to_owned()).unwrap();
+        match catalog.view(node).remove(&key) {
+            Some(ToNode::Component { spec, .. }) => spec.image.to_string(),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(catalog.publish(id("shop/clock"), Some(image("r.example/own:1"))), nodes(&["a"]));
+    assert_eq!(of(&catalog, "a", "component/shop/clock"), "r.example/own:1");
+    assert_eq!(of(&catalog, "b", "component/bank/clock"), "r.example/clock:1");
+    assert_eq!(catalog.nodes_of(&id("clock")).into_keys().collect::<BTreeSet<_>>(), nodes(&["b"]));
+    assert_eq!(catalog.nodes_of(&id("shop/clock")).into_keys().collect::<BTreeSet<_>>(), nodes(&["a"]));
+    catalog.publish(id("shop/clock"), None);
+    assert_eq!(of(&catalog, "a", "component/shop/clock"), "r.example/clock:1");
+}
+
+#[test]
+fn what_is_not_served_says_why() {
+    let mut catalog = catalog();
+    let flags = refusal(&catalog, "a", "till").unwrap();
+    assert_eq!(flags.reason, RefusalReason::Unknown);
+    assert!(flags.message.contains("\"flags\"") && flags.message.contains("\"shop\""), "{}", flags.message);
+    let access = Access {
+        namespaces: vec!["shop".into()],
+        service_accounts: vec![ServiceAccount { namespace: "bank".into(), name: "teller".into() }],
+    };
+    let closed = Published { access: Some(access), ..image("r.example/clock:1") };
+    catalog.publish(id("clock"), Some(closed));
+    assert_eq!(refusal(&catalog, "a", "cart"), None);
+    let clock = refusal(&catalog, "b", "vault").unwrap();
+    assert_eq!(clock.reason, RefusalReason::NotAllowed);
+    assert!(clock.message.contains("\"bank/default\""), "{}", clock.message);
+    assert_eq!(keys(&catalog.view("b")), ["pod/vault"], "what it may not have it is not told");
+    let (uid, vault) = pod("bank", "vault", "b", "clock=8081");
+    catalog.set_pod(uid, ListedPod { service_account: "teller".into(), ..vault });
+    assert_eq!(refusal(&catalog, "b", "vault"), None);
+    catalog.publish(id("clock"), Some(Published::new(Err("\"x\" is no image".into()), None)));
+    let clock = refusal(&catalog, "b", "vault").unwrap();
+    assert!(clock.reason == RefusalReason::NotAccepted && clock.message.contains("\"x\" is no image"));
+}
+
+#[test]
+fn pods_that_cannot_have_endpoints_are_no_nodes_business() {
+    let mut catalog = catalog();
+    let (uid, cart) = pod("shop", "cart", "a", "clock=8081");
+    catalog.set_pod(Arc::clone(&uid), ListedPod { host_network: true, ..cart });
+    let (other, wrong) = pod("shop", "till", "a", "clock=80");
+    catalog.set_pod(other, wrong);
+    assert_eq!(keys(&catalog.view("a")), [""; 0]);
+}
+
+#[test]
+fn who_comes_back_is_told_what_is_otherwise() {
+    let mut catalog = catalog();
+    let view = catalog.view("a");
+    assert_eq!(difference(&BTreeMap::new(), &view).len(), 3, "a first snapshot");
+    let known: BTreeMap<Key, Version> =
+        view.iter().filter_map(|(key, told)| Some((key.clone(), told.version()?.clone()))).collect();
+    assert_eq!(difference(&known, &view), []);
+    catalog.publish(id("clock"), Some(image("r.example/clock:2")));
+    catalog.remove_pod("till");
+    let told = difference(&known, &catalog.view("a"));
+    assert!(
+        matches!(&told[..], [ToNode::Component { .. }, ToNode::PodEnded { uid }] if uid.as_str() == "till"),
+        "{told:?}"
+    );
+    catalog.remove_pod("cart");
+    let told = difference(&known, &catalog.view("a"));
+    assert!(
+        matches!(&told[..], [ToNode::PodEnded { .. }, ToNode::PodEnded { .. }, ToNode::ComponentGone { .. }]),
+        "pods before what they name: {told:?}"
+    );
+}

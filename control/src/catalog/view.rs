@@ -1,0 +1,92 @@
+//! What a node needs: its pods, the components that these name, and nothing else.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use pillion_protocol::{
+    annotation::Sidecars,
+    component::ComponentSpec,
+    id::ComponentId,
+    name::Name,
+    pod::PodUid,
+    stream::{Key, Refusal, RefusalReason, ToNode, Version, WantedPod},
+};
+
+use super::{Catalog, ListedPod, is_allowed, version_of};
+
+/// Everything that a node needs, each resource as it is told.
+pub type View = BTreeMap<Key, ToNode>;
+
+impl Catalog {
+    /// What a node needs. It costs what the node has, not what the cluster has.
+    pub fn view(&self, node: &str) -> View {
+        let mut view = View::new();
+        for pod in self.by_node.get(node).into_iter().flatten().filter_map(|uid| self.pods.get(uid)) {
+            // What is wrong with the others, people are told by events; a node can do nothing for them.
+            if let (Ok(sidecars), false) = (&pod.sidecars, pod.host_network) {
+                self.add_pod(&mut view, pod, sidecars);
+            }
+        }
+        view
+    }
+
+    fn add_pod(&self, view: &mut View, pod: &ListedPod, sidecars: &Sidecars) {
+        let refused = self.refusals(pod);
+        for sidecar in sidecars.iter().filter(|sidecar| !refused.contains_key(&sidecar.name)) {
+            let Some((_, published)) = self.resolve(pod, &sidecar.name) else { continue };
+            let (Ok(spec), Ok(namespace)) = (&published.accepted, pod.pod.namespace.parse()) else { continue };
+            let id = ComponentId::in_namespace(namespace, sidecar.name.clone());
+            view.entry(Key::Component(id.clone())).or_insert_with(|| {
+                let spec: Box<ComponentSpec> = Box::new((**spec).clone());
+                ToNode::Component { id, version: published.version.clone(), spec }
+            });
+        }
+        let wanted = WantedPod { pod: pod.pod.clone(), sidecars: sidecars.clone(), refused };
+        let version = version_of(&wanted);
+        view.insert(Key::Pod(wanted.pod.uid.clone()), ToNode::Pod { version, wanted });
+    }
+
+    /// Which of a pod's sidecars are not to be served, and why.
+    pub fn refusals(&self, pod: &ListedPod) -> BTreeMap<Name, Refusal> {
+        let refusal = |name: &Name| {
+            let refused = |reason, message| Some(Refusal { reason, message });
+            let namespace = &pod.pod.namespace;
+            match self.resolve(pod, name) {
+                None => refused(
+                    RefusalReason::Unknown,
+                    format!(
+                        "there is no Component {name:?} in the namespace {namespace:?}, and no ClusterComponent of that name"
+                    ),
+                ),
+                Some((_, published)) if !is_allowed(published, pod) => refused(
+                    RefusalReason::NotAllowed,
+                    format!(
+                        "the ClusterComponent {name:?} is not for pods of the service account \"{namespace}/{}\": see its spec.access",
+                        pod.service_account
+                    ),
+                ),
+                Some((_, published)) => match &published.accepted {
+                    Ok(_) => None,
+                    Err(error) => refused(RefusalReason::NotAccepted, format!("the component {name:?}: {error}")),
+                },
+            }
+        };
+        let names = pod.sidecars.iter().flatten().map(|sidecar| &sidecar.name);
+        names.filter_map(|name| Some((name.clone(), refusal(name)?))).collect()
+    }
+}
+
+/// What to tell somebody who has `known`, so that they have `view`. Components come before the pods that name them, and go after them.
+pub fn difference(known: &BTreeMap<Key, Version>, view: &View) -> Vec<ToNode> {
+    let is_news = |(key, told): &(&Key, &ToNode)| known.get(*key) != told.version();
+    let (pods, components): (Vec<_>, Vec<_>) =
+        view.iter().filter(is_news).partition(|(key, _)| matches!(key, Key::Pod(_)));
+    let gone: BTreeSet<&Key> = known.keys().filter(|key| !view.contains_key(*key)).collect();
+    let ended = |uid: &PodUid| ToNode::PodEnded { uid: uid.clone() };
+    let told = components.into_iter().chain(pods).map(|(_, told)| told.clone());
+    let ended = gone.iter().filter_map(|key| if let Key::Pod(uid) = key { Some(ended(uid)) } else { None });
+    let unneeded = gone.iter().filter_map(|key| match key {
+        Key::Component(id) => Some(ToNode::ComponentGone { id: id.clone() }),
+        Key::Pod(_) => None,
+    });
+    told.chain(ended).chain(unneeded).collect()
+}

@@ -1,0 +1,171 @@
+//! What control knows and who listens, and what a change of the one means to the other.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
+};
+
+use pillion_protocol::{id::ComponentId, stream::Report};
+use tokio::sync::{Notify, watch};
+
+use crate::{
+    catalog::{Catalog, ListedPod, NodeName, Published, View},
+    serve::session::Sessions,
+    settings::Settings,
+};
+
+/// One replica of control.
+pub struct Control {
+    /// How it works.
+    pub settings: Settings,
+    /// The streams of nodes.
+    pub sessions: Sessions,
+    /// Whether this replica serves nodes and writes.
+    pub leading: watch::Sender<Leading>,
+    catalog: RwLock<Catalog>,
+    listed: watch::Sender<Listed>,
+    reports: Mutex<HashMap<NodeName, Report>>,
+    /// Components whose status may be another one.
+    unsettled: Mutex<BTreeSet<ComponentId>>,
+    unsettled_is_new: Notify,
+}
+
+/// Whether this replica serves nodes and writes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Leading {
+    /// It does.
+    Yes,
+    /// Another one does, as far as this one knows.
+    Other(String),
+    /// Nobody is known to.
+    #[default]
+    Nobody,
+}
+
+/// Which lists of the API server's are complete.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Listed {
+    /// Components of namespaces.
+    pub components: bool,
+    /// Components of the cluster.
+    pub cluster_components: bool,
+    /// Pods, and the nodes of those with the annotation.
+    pub pods: bool,
+}
+
+impl Listed {
+    /// Whether all of them are: before, what is not known is not known to be absent.
+    pub fn is_complete(self) -> bool {
+        self.components && self.cluster_components && self.pods
+    }
+}
+
+impl Control {
+    /// A replica that knows nothing yet.
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            sessions: Sessions::default(),
+            leading: watch::Sender::default(),
+            catalog: RwLock::default(),
+            listed: watch::Sender::default(),
+            reports: Mutex::default(),
+            unsettled: Mutex::default(),
+            unsettled_is_new: Notify::new(),
+        }
+    }
+
+    /// What is known of components and pods.
+    pub fn catalog(&self) -> RwLockReadGuard<'_, Catalog> {
+        self.catalog.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Catalog) -> BTreeSet<NodeName>) {
+        let nodes = change(&mut self.catalog.write().unwrap_or_else(PoisonError::into_inner));
+        self.sessions.tell(&nodes);
+    }
+
+    /// A component is new or has changed; `None` if it is no more.
+    pub fn publish(&self, id: ComponentId, published: Option<Published>) {
+        self.change(|catalog| catalog.publish(id.clone(), published));
+        // One that comes before the cluster's changes what the cluster's is for, too.
+        self.unsettle([ComponentId::from(id.name.clone()), id]);
+    }
+
+    /// A pod is new or has changed.
+    pub fn set_pod(&self, uid: &str, pod: ListedPod) {
+        let before = self.catalog().pod(uid).map(names).unwrap_or_default();
+        let now = names(&pod);
+        self.change(|catalog| catalog.set_pod(uid.into(), pod));
+        self.unsettle(before.into_iter().chain(now));
+    }
+
+    /// A pod has ended, or has no annotation any more.
+    pub fn remove_pod(&self, uid: &str) {
+        let before = self.catalog().pod(uid).map(names).unwrap_or_default();
+        self.change(|catalog| catalog.remove_pod(uid));
+        self.unsettle(before);
+    }
+
+    /// What a node needs.
+    pub fn view(&self, node: &str) -> View {
+        self.catalog().view(node)
+    }
+
+    /// Whether the lists are complete.
+    pub fn is_listed(&self) -> bool {
+        self.listed.borrow().is_complete()
+    }
+
+    /// Waits until the lists are complete.
+    pub async fn until_listed(&self) {
+        // The sender is here, so it is not gone.
+        _ = self.listed.subscribe().wait_for(|listed| listed.is_complete()).await;
+    }
+
+    /// A list is complete.
+    pub fn list_is_complete(&self, which: impl FnOnce(&mut Listed)) {
+        self.listed.send_modify(which);
+    }
+
+    /// A node has said what became of what it was told.
+    pub fn report(&self, node: &NodeName, report: Report) {
+        let before = self.reports().insert(NodeName::clone(node), report.clone()).unwrap_or_default();
+        let changed = |id: &&ComponentId| before.components.get(id) != report.components.get(id);
+        let ids: BTreeSet<_> = before.components.keys().chain(report.components.keys()).filter(changed).collect();
+        // What pods of a namespace see is of that namespace, or the cluster's.
+        self.unsettle(ids.into_iter().flat_map(|id| [id.clone(), id.name.clone().into()]));
+    }
+
+    /// What nodes have said last.
+    pub fn reports(&self) -> MutexGuard<'_, HashMap<NodeName, Report>> {
+        self.reports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The status of components may be another one.
+    pub fn unsettle(&self, ids: impl IntoIterator<Item = ComponentId>) {
+        self.unsettled.lock().unwrap_or_else(PoisonError::into_inner).extend(ids);
+        self.unsettled_is_new.notify_one();
+    }
+
+    /// Waits for components whose status may be another one.
+    pub async fn unsettled(&self) -> BTreeSet<ComponentId> {
+        loop {
+            let ids = std::mem::take(&mut *self.unsettled.lock().unwrap_or_else(PoisonError::into_inner));
+            if !ids.is_empty() {
+                return ids;
+            }
+            self.unsettled_is_new.notified().await;
+        }
+    }
+}
+
+/// What a pod's names may mean: components of its namespace and the cluster's.
+fn names(pod: &ListedPod) -> BTreeSet<ComponentId> {
+    let namespace = pod.pod.namespace.parse().ok();
+    let both = |name: &pillion_protocol::name::Name| {
+        let own = namespace.clone().map(|namespace| ComponentId::in_namespace(namespace, name.clone()));
+        own.into_iter().chain([ComponentId::from(name.clone())])
+    };
+    pod.sidecars.iter().flatten().flat_map(|sidecar| both(&sidecar.name)).collect()
+}

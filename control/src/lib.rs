@@ -1,0 +1,27 @@
+//! The control loop: watches components and pods in the Kubernetes API, and tells each node what its pods need.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`resource`] | the resources `Component` and `ClusterComponent`, as the API server knows them |
+//! | [`catalog`] | what is known of components and pods, and what a node needs of it. Decides, and does no IO |
+//! | [`control`] | all of that together: what a change sets going |
+//! | [`watch`] | the Kubernetes watches that feed the catalog |
+//! | [`serve`] | the streams of nodes, and who may have one |
+//! | [`authority`] | the certificate that nodes know control by |
+//! | [`leader`] | which replica serves |
+//! | [`status`] | what people see: conditions of components |
+//!
+//! It runs no guest, has no engine, and nothing that it serves depends on it: nodes go on with what they know while it is away.
+
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+pub mod authority;
+pub mod catalog;
+pub mod control;
+pub mod leader;
+pub mod resource;
+pub mod serve;
+pub mod settings;
+pub mod status;
+pub mod watch;

@@ -1,0 +1,72 @@
+//! What people see of a component: `status`.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What became of a component.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ComponentStatus {
+    /// The generation that this is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// The digest that nodes serve, where they agree.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// Nodes that have it ready, of those that want it: "2/3".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<String>,
+    /// Nodes with pods that name it.
+    #[serde(default)]
+    pub wanted_nodes: u32,
+    /// Those of them that serve it as it is now.
+    #[serde(default)]
+    pub ready_nodes: u32,
+    /// Those of them that cannot.
+    #[serde(default)]
+    pub failed_nodes: u32,
+    /// In words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+}
+
+/// One thing that is so, is not so, or is not known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Condition {
+    /// What this is about.
+    #[serde(rename = "type")]
+    pub kind: ConditionType,
+    /// Whether it is so.
+    pub status: ConditionStatus,
+    /// Why, in one word.
+    pub reason: String,
+    /// Why, for people.
+    pub message: String,
+    /// The generation that this is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Since when, as RFC 3339 has it.
+    pub last_transition_time: String,
+}
+
+/// What a condition is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ConditionType {
+    /// It can be read.
+    Accepted,
+    /// Every node that wants it serves it.
+    Ready,
+}
+
+/// Whether a condition is so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ConditionStatus {
+    /// It is so.
+    True,
+    /// It is not so.
+    False,
+    /// It is not known yet.
+    Unknown,
+}

@@ -1,0 +1,144 @@
+//! The resources `Component` and `ClusterComponent`, as the API server knows them.
+//!
+//! Their shape is a schema, so that `kubectl apply` refuses a misspelt field. What a schema cannot say, the grammars of
+//! [`pillion_protocol`] do, and the condition `Accepted` has their words.
+
+mod condition;
+mod spec;
+
+use kube::{CustomResource, CustomResourceExt};
+use pillion_protocol::component::{ComponentSpec as Wanted, Image};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub use self::{
+    condition::{ComponentStatus, Condition, ConditionStatus, ConditionType},
+    spec::{Access, Instances, Limits, ServiceAccount, Spec, Variable},
+};
+
+/// A component for the pods of its namespace.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "pillion.dev",
+    version = "v1alpha1",
+    kind = "Component",
+    namespaced,
+    shortname = "cmp",
+    category = "pillion",
+    status = "ComponentStatus",
+    doc = "A WebAssembly component that pods of its namespace can have as a sidecar, by the annotation pillion.dev/sidecars.",
+    printcolumn = r#"{"name":"Image","type":"string","jsonPath":".spec.image"}"#,
+    printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].status"}"#,
+    printcolumn = r#"{"name":"Nodes","type":"string","jsonPath":".status.nodes"}"#,
+    printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].reason","priority":1}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+)]
+pub struct ComponentSpec {
+    /// What it is.
+    #[serde(flatten)]
+    pub spec: Spec,
+}
+
+/// A component for the pods of all namespaces, or of those that it names.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "pillion.dev",
+    version = "v1alpha1",
+    kind = "ClusterComponent",
+    shortname = "ccmp",
+    category = "pillion",
+    status = "ComponentStatus",
+    doc = "A WebAssembly component that pods of all namespaces can have as a sidecar, or of those that access names. A Component of the same name in the pod's namespace comes before it.",
+    printcolumn = r#"{"name":"Image","type":"string","jsonPath":".spec.image"}"#,
+    printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].status"}"#,
+    printcolumn = r#"{"name":"Nodes","type":"string","jsonPath":".status.nodes"}"#,
+    printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].reason","priority":1}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
+)]
+pub struct ClusterComponentSpec {
+    /// What it is.
+    #[serde(flatten)]
+    pub spec: Spec,
+    /// Whose pods may have it; everybody's where this is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access: Option<Access>,
+}
+
+/// Both definitions, as YAML for `kubectl apply`.
+///
+/// # Errors
+///
+/// None that could be provoked: a definition that cannot be written.
+pub fn definitions() -> anyhow::Result<[(&'static str, String); 2]> {
+    Ok([
+        ("components.yaml", serde_saphyr::to_string(&Component::crd())?),
+        ("clustercomponents.yaml", serde_saphyr::to_string(&ClusterComponent::crd())?),
+    ])
+}
+
+impl Spec {
+    /// The component as nodes know it.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong, with the text at fault and what is allowed.
+    pub fn accepted(&self) -> Result<Wanted, String> {
+        let text = serde_json::to_value(self).map_err(|error| error.to_string())?;
+        let wanted: Wanted = serde_json::from_value(text).map_err(|error| error.to_string())?;
+        match &wanted.image {
+            Image::Reference(_) => Ok(wanted),
+            Image::Path(path) => Err(format!(
+                "{path:?} is a path: expected an artifact in a registry, for example \"registry.example/acme/clock:1.0.1\""
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn spec(text: Value) -> Spec {
+        serde_json::from_value(text).unwrap()
+    }
+
+    #[test]
+    fn what_the_api_server_lets_through_is_read_as_on_a_laptop() {
+        let whole = json!({
+            "image": "registry.example/acme/clock:1.0.1",
+            "env": [{"name": "GREETING", "value": "hello"}],
+            "config": [{"name": "theme", "value": "dark"}],
+            "limits": {"memory": "64Mi", "cpuTime": "1s", "concurrency": 7},
+            "allowedOutboundHosts": ["http://localhost:3000"],
+            "instances": {"reuse": 2},
+        });
+        let wanted = spec(whole.clone()).accepted().unwrap();
+        assert_eq!(wanted, serde_json::from_value(whole).unwrap());
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let table = [
+            (json!({"image": "./clock.wasm"}), "\"./clock.wasm\" is a path"),
+            (json!({"image": "clock"}), "\"clock\" is no image reference"),
+            (json!({"image": "r.example/a:1", "limits": {"memory": "lots"}}), "\"lots\" is no size"),
+            (json!({"image": "r.example/a:1", "allowedOutboundHosts": ["nowhere"]}), "\"nowhere\" is no allowed host"),
+        ];
+        for (text, expected) in table {
+            let error = spec(text).accepted().unwrap_err();
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_definitions_have_a_schema_that_knows_every_field() {
+        for (name, text) in definitions().unwrap() {
+            for word in ["allowedOutboundHosts", "cpuTime", "observedGeneration", "subresources", "shortNames"] {
+                assert!(text.contains(word), "{name} lacks {word}:\n{text}");
+            }
+            assert!(!text.contains("x-kubernetes-preserve-unknown-fields"), "{name} lets everything through:\n{text}");
+        }
+    }
+}

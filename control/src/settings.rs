@@ -1,0 +1,37 @@
+//! How control works: every setting, once.
+
+use std::net::SocketAddr;
+
+use clap::Args;
+
+/// Settings of `pillion-control serve`.
+#[derive(Args, Clone, Debug)]
+pub struct Settings {
+    /// Where nodes reach control, by HTTPS
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "[::]:8443", env = "PILLION_LISTEN")]
+    pub listen: SocketAddr,
+    /// Where the kubelet asks how control is: /livez and /readyz, by HTTP
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "[::]:8080", env = "PILLION_HEALTH_LISTEN")]
+    pub health_listen: SocketAddr,
+    /// Its namespace, where its Lease, its authority and the agent are
+    #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE", default_value = "pillion-system")]
+    pub namespace: String,
+    /// Who this replica is: its pod's name
+    #[arg(long, value_name = "NAME", env = "POD_NAME")]
+    pub identity: String,
+    /// The Service by which nodes reach it: the name in its certificate
+    #[arg(long, value_name = "NAME", default_value = "pillion-control")]
+    pub service: String,
+    /// Further names and addresses in its certificate
+    #[arg(long, value_name = "NAME")]
+    pub certificate_name: Vec<String>,
+    /// The service account of the agent, in the same namespace
+    #[arg(long, value_name = "NAME", default_value = "pillion-agent")]
+    pub agent_service_account: String,
+    /// The DaemonSet of the agent, in the same namespace
+    #[arg(long, value_name = "NAME", default_value = "pillion-agent")]
+    pub agent_daemonset: String,
+    /// The audience that a node's token must have
+    #[arg(long, value_name = "TEXT", default_value = pillion_protocol::stream::AUDIENCE)]
+    pub audience: String,
+}

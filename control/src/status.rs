@@ -1,0 +1,219 @@
+//! What people see of components: `status`, written by the replica that leads, at most once a second for each component, and only where
+//! it is otherwise.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use futures::{StreamExt, stream};
+use k8s_openapi::jiff::Timestamp;
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams},
+};
+use pillion_protocol::{id::ComponentId, stream::ComponentReport};
+use serde_json::json;
+
+use crate::{
+    catalog::Published,
+    control::{Control, Leading},
+    resource::{ClusterComponent, Component, ComponentStatus, Condition, ConditionStatus, ConditionType},
+};
+
+/// How long changes are gathered.
+const GATHER: Duration = Duration::from_secs(1);
+
+/// So many are written at once.
+const WRITTEN: usize = 8;
+
+/// The most that a message has of what nodes say.
+const MESSAGE: usize = 1_000;
+
+/// Writes what changes, while this replica leads, for as long as the process lives.
+pub async fn follow(client: Client, control: Arc<Control>) {
+    let mut leading = control.leading.subscribe();
+    loop {
+        // What changed while another one led was written by that, or not at all.
+        _ = leading.wait_for(|leading| *leading == Leading::Yes).await;
+        let all: Vec<_> = control.catalog().components().map(|(id, _)| id.clone()).collect();
+        control.unsettle(all);
+        loop {
+            let unsettled = tokio::select! {
+                unsettled = control.unsettled() => unsettled,
+                _ = leading.wait_for(|leading| *leading != Leading::Yes) => break,
+            };
+            let failed = write_all(&client, &control, unsettled).await;
+            control.unsettle(failed);
+            tokio::time::sleep(GATHER).await;
+        }
+    }
+}
+
+/// Gives those that could not be written.
+async fn write_all(client: &Client, control: &Control, ids: BTreeSet<ComponentId>) -> Vec<ComponentId> {
+    let write = async |id: ComponentId| match write(client, control, &id).await {
+        Ok(()) => None,
+        Err(error) => {
+            tracing::warn!(component = %id, %error, "a status cannot be written; it is tried again");
+            Some(id)
+        }
+    };
+    stream::iter(ids).map(write).buffer_unordered(WRITTEN).filter_map(async |failed| failed).collect().await
+}
+
+async fn write(client: &Client, control: &Control, id: &ComponentId) -> kube::Result<()> {
+    match &id.namespace {
+        Some(namespace) => {
+            let api = Api::<Component>::namespaced(client.clone(), namespace.as_str());
+            let Some(component) = api.get_opt(id.name.as_str()).await? else { return Ok(()) };
+            let before = component.status.clone().unwrap_or_default();
+            write_one(&api, control, id, component.metadata.generation, before).await
+        }
+        None => {
+            let api = Api::<ClusterComponent>::all(client.clone());
+            let Some(component) = api.get_opt(id.name.as_str()).await? else { return Ok(()) };
+            let before = component.status.clone().unwrap_or_default();
+            write_one(&api, control, id, component.metadata.generation, before).await
+        }
+    }
+}
+
+async fn write_one<K>(
+    api: &Api<K>,
+    control: &Control,
+    id: &ComponentId,
+    generation: Option<i64>,
+    before: ComponentStatus,
+) -> kube::Result<()>
+where
+    K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+{
+    let Some(known) = known(control, id) else { return Ok(()) };
+    let now = status(&known, generation, &before, &Timestamp::now().to_string());
+    if now != before {
+        let patch = json!({"status": now});
+        api.patch_status(id.name.as_str(), &PatchParams::default(), &Patch::Merge(patch)).await?;
+    }
+    Ok(())
+}
+
+/// What is known of a component, here and on nodes.
+struct Known {
+    accepted: Result<(), String>,
+    /// What each node that wants it has said of it as it is now, with its name.
+    nodes: Vec<(String, Option<ComponentReport>)>,
+}
+
+fn known(control: &Control, id: &ComponentId) -> Option<Known> {
+    let catalog = control.catalog();
+    let published = catalog.published(id)?;
+    let Published { accepted, .. } = published;
+    let version = published.version().clone();
+    let reports = control.reports();
+    let of_node = |(node, seen): (crate::catalog::NodeName, BTreeSet<ComponentId>)| {
+        let report = reports.get(&node);
+        let said: Vec<_> =
+            seen.iter().map(|id| report?.components.get(id).filter(|said| said.version == version)).collect();
+        // One that several namespaces see is told of once for each, and is ready when all are.
+        let failed = said.iter().flatten().find(|said| said.failure.is_some());
+        let said = failed
+            .copied()
+            .or_else(|| said.iter().all(Option::is_some).then(|| said.first().copied().flatten()).flatten());
+        (node.to_string(), said.cloned())
+    };
+    let nodes = catalog.nodes_of(id).into_iter().map(of_node).collect();
+    Some(Known { accepted: accepted.as_ref().map(|_| ()).map_err(Clone::clone), nodes })
+}
+
+/// The status of a component. What has not changed keeps its time.
+fn status(known: &Known, generation: Option<i64>, before: &ComponentStatus, now: &str) -> ComponentStatus {
+    let count = |is: &dyn Fn(&ComponentReport) -> bool| {
+        known.nodes.iter().filter(|(_, said)| said.as_ref().is_some_and(is)).count()
+    };
+    let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    let (wanted, ready) = (known.nodes.len(), count(&|said| said.failure.is_none()));
+    let failed = count(&|said| said.failure.is_some());
+    let digests: BTreeSet<_> = known.nodes.iter().filter_map(|(_, said)| said.as_ref()?.digest).collect();
+    let digest = digests.first().filter(|_| digests.len() == 1).map(ToString::to_string);
+    let condition = |kind, status, reason: &str, message: String| {
+        let old = before.conditions.iter().find(|old| old.kind == kind && old.status == status);
+        let since = old.map_or(now, |old| &old.last_transition_time);
+        let (reason, last_transition_time) = (reason.to_owned(), since.to_owned());
+        Condition { kind, status, reason, message, observed_generation: generation, last_transition_time }
+    };
+    let accepted = match &known.accepted {
+        Ok(()) => condition(ConditionType::Accepted, ConditionStatus::True, "Accepted", "it can be served".into()),
+        Err(error) => condition(ConditionType::Accepted, ConditionStatus::False, "Invalid", error.clone()),
+    };
+    let failures = || {
+        let of_node = |(node, said): &(String, Option<ComponentReport>)| {
+            Some(format!("{node}: {}", said.as_ref()?.failure.as_ref()?))
+        };
+        let all: Vec<_> = known.nodes.iter().filter_map(of_node).collect();
+        all.join("; ").chars().take(MESSAGE).collect::<String>()
+    };
+    let (status, reason, message) = match (&known.accepted, wanted) {
+        (Err(_), _) => (ConditionStatus::False, "NotAccepted", "see the condition Accepted".into()),
+        (Ok(()), 0) => (ConditionStatus::Unknown, "NotBound", "no pod names it".into()),
+        (Ok(()), _) if failed > 0 => (ConditionStatus::False, "Failed", failures()),
+        (Ok(()), _) if ready == wanted => (ConditionStatus::True, "Ready", format!("{wanted} nodes serve it")),
+        (Ok(()), _) => (ConditionStatus::False, "Preparing", format!("{ready} of {wanted} nodes serve it")),
+    };
+    ComponentStatus {
+        observed_generation: generation,
+        digest,
+        nodes: Some(format!("{ready}/{wanted}")),
+        wanted_nodes: number(wanted),
+        ready_nodes: number(ready),
+        failed_nodes: number(failed),
+        conditions: vec![accepted, condition(ConditionType::Ready, status, reason, message)],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pillion_protocol::stream::Version;
+
+    use super::*;
+
+    fn said(failure: Option<&str>) -> Option<ComponentReport> {
+        Some(ComponentReport { version: Version("v".into()), digest: None, failure: failure.map(Into::into) })
+    }
+
+    fn ready(known: &Known) -> (ConditionStatus, String, String) {
+        let status = status(known, Some(3), &ComponentStatus::default(), "2026-01-01T00:00:00Z");
+        let ready = status.conditions.into_iter().find(|condition| condition.kind == ConditionType::Ready).unwrap();
+        (ready.status, ready.reason, ready.message)
+    }
+
+    #[test]
+    fn a_component_is_ready_when_every_node_that_wants_it_says_so() {
+        let known = |nodes: &[Option<ComponentReport>]| Known {
+            accepted: Ok(()),
+            nodes: nodes.iter().enumerate().map(|(i, said)| (format!("n{i}"), said.clone())).collect(),
+        };
+        let table = [
+            (vec![], ConditionStatus::Unknown, "NotBound"),
+            (vec![None], ConditionStatus::False, "Preparing"),
+            (vec![said(None), None], ConditionStatus::False, "Preparing"),
+            (vec![said(None), said(None)], ConditionStatus::True, "Ready"),
+            (vec![said(None), said(Some("no such image"))], ConditionStatus::False, "Failed"),
+        ];
+        for (nodes, status, reason) in table {
+            let (is, why, message) = ready(&known(&nodes));
+            assert_eq!((is, why.as_str()), (status, reason), "{message}");
+        }
+        assert_eq!(ready(&known(&[said(Some("no such image"))])).2, "n0: no such image");
+        let wrong = Known { accepted: Err("\"x\" is no size".into()), nodes: vec![] };
+        assert_eq!(ready(&wrong).1, "NotAccepted");
+    }
+
+    #[test]
+    fn what_has_not_changed_keeps_its_time() {
+        let known = Known { accepted: Ok(()), nodes: vec![("n".into(), said(None))] };
+        let first = status(&known, Some(1), &ComponentStatus::default(), "then");
+        assert_eq!(status(&known, Some(1), &first, "now"), first);
+        let failed = Known { accepted: Ok(()), nodes: vec![("n".into(), said(Some("gone")))] };
+        let times: Vec<_> =
+            status(&failed, Some(1), &first, "now").conditions.into_iter().map(|c| c.last_transition_time).collect();
+        assert_eq!(times, ["then", "now"]);
+    }
+}

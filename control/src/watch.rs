@@ -1,0 +1,277 @@
+//! The Kubernetes watches that feed the catalog.
+//!
+//! Of most pods nothing is kept, and only their metadata ever travels: those with the annotation are asked for whole, once, when they
+//! have a node. A watch that ends is begun again; what a new list does not have is no more.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::{Stream, StreamExt, TryStreamExt};
+use k8s_openapi::api::core::v1::Pod;
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    core::PartialObjectMeta,
+    runtime::{
+        WatchStreamExt,
+        watcher::{self, Event},
+    },
+};
+use pillion_protocol::{annotation::SIDECARS, id::ComponentId};
+use tokio::{sync::Semaphore, task::JoinSet};
+
+use crate::{
+    catalog::{ListedPod, Published},
+    control::Control,
+    resource::{ClusterComponent, Component},
+};
+
+/// Pods that have ended are none to us.
+const LIVING: &str = "status.phase!=Succeeded,status.phase!=Failed";
+
+/// The annotation by which a static pod's runtime knows it.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// The most pods that are asked for at once.
+const ASKED: usize = 16;
+
+/// How long to wait before a pod that could not be asked for is asked for again.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// Follows what there is, for as long as the process lives.
+pub async fn follow(client: Client, control: Arc<Control>) {
+    let components = Api::<Component>::all(client.clone());
+    let cluster_components = Api::<ClusterComponent>::all(client.clone());
+    tokio::join!(
+        follow_components(
+            components,
+            &control,
+            |component| (component.spec.spec.accepted(), None),
+            |listed| {
+                listed.components = true;
+            }
+        ),
+        follow_components(
+            cluster_components,
+            &control,
+            |component| (component.spec.spec.accepted(), component.spec.access.clone()),
+            |listed| listed.cluster_components = true
+        ),
+        follow_pods(client, Arc::clone(&control)),
+    );
+}
+
+/// A watch that is begun again whatever ends it, ever more slowly.
+fn events<K>(api: Api<K>, config: watcher::Config) -> impl Stream<Item = Event<K>> + Send
+where
+    K: Resource + Clone + std::fmt::Debug + Send + serde::de::DeserializeOwned + 'static,
+{
+    watcher::watcher(api, config)
+        .default_backoff()
+        .inspect_err(|error| tracing::warn!(%error, "a watch of the API server's is begun again"))
+        .filter_map(|event| async { event.ok() })
+}
+
+async fn follow_components<K>(
+    api: Api<K>,
+    control: &Control,
+    read: impl Fn(&K) -> (Result<pillion_protocol::component::ComponentSpec, String>, Option<crate::resource::Access>),
+    complete: impl Fn(&mut crate::control::Listed),
+) where
+    K: Resource + Clone + std::fmt::Debug + Send + serde::de::DeserializeOwned + 'static,
+{
+    let mut events = std::pin::pin!(events(api, watcher::Config::default()));
+    let (mut known, mut listed) = (BTreeSet::new(), BTreeSet::new());
+    while let Some(event) = events.next().await {
+        match event {
+            Event::Init => listed.clear(),
+            Event::InitApply(component) | Event::Apply(component) => {
+                let Some(id) = id_of(&component) else { continue };
+                let (accepted, access) = read(&component);
+                control.publish(id.clone(), Some(Published::new(accepted, access)));
+                known.insert(id.clone());
+                listed.insert(id);
+            }
+            Event::Delete(component) => {
+                let Some(id) = id_of(&component) else { continue };
+                known.remove(&id);
+                control.publish(id, None);
+            }
+            Event::InitDone => {
+                for id in known.extract_if(.., |id| !listed.contains(id)) {
+                    control.publish(id, None);
+                }
+                control.list_is_complete(&complete);
+            }
+        }
+    }
+}
+
+/// A component whose name is none of ours cannot be named by a pod.
+fn id_of(component: &impl ResourceExt) -> Option<ComponentId> {
+    let name = component.name_any().parse().ok()?;
+    match component.namespace() {
+        Some(namespace) => Some(ComponentId::in_namespace(namespace.parse().ok()?, name)),
+        None => Some(ComponentId::from(name)),
+    }
+}
+
+/// What metadata says of a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Seen {
+    namespace: String,
+    name: String,
+    /// The UID by which its runtime knows it.
+    runtime_uid: String,
+    annotation: String,
+}
+
+fn seen(pod: &PartialObjectMeta<Pod>) -> Option<Seen> {
+    let annotations = pod.annotations();
+    Some(Seen {
+        namespace: pod.namespace()?,
+        name: pod.name_any(),
+        runtime_uid: annotations.get(MIRROR).cloned().or_else(|| pod.uid())?,
+        annotation: annotations.get(SIDECARS)?.clone(),
+    })
+}
+
+/// What the whole pod says of it.
+struct Whole {
+    node: Option<String>,
+    service_account: String,
+    host_network: bool,
+}
+
+async fn follow_pods(client: Client, control: Arc<Control>) {
+    let api: Api<PartialObjectMeta<Pod>> = Api::all(client.clone());
+    let mut events = std::pin::pin!(events(api, watcher::Config::default().fields(LIVING)));
+    let mut pods =
+        Pods { client, control, seen: HashMap::new(), asking: JoinSet::new(), room: Arc::new(Semaphore::new(ASKED)) };
+    let (mut listed, mut is_listed) = (BTreeSet::new(), false);
+    loop {
+        tokio::select! {
+            biased;
+            Some(asked) = pods.asking.join_next() => {
+                if let Ok((uid, whole)) = asked {
+                    pods.answered(&uid, whole);
+                }
+            }
+            event = events.next() => match event {
+                None => return,
+                Some(Event::Init) => listed.clear(),
+                Some(Event::InitApply(pod) | Event::Apply(pod)) => {
+                    if let Some(uid) = pod.uid() {
+                        pods.apply(&uid, &pod);
+                        listed.insert(uid);
+                    }
+                }
+                Some(Event::Delete(pod)) => {
+                    if let Some(uid) = pod.uid() {
+                        pods.remove(&uid);
+                        pods.control.sessions.end_of_pod(&uid);
+                    }
+                }
+                Some(Event::InitDone) => {
+                    let gone: Vec<_> = pods.seen.keys().filter(|uid| !listed.contains(*uid)).cloned().collect();
+                    gone.iter().for_each(|uid| pods.remove(uid));
+                    pods.control.sessions.end_of_pods_but(&listed);
+                    listed.clear();
+                    is_listed = true;
+                }
+            },
+        }
+        if is_listed && pods.asking.is_empty() {
+            pods.control.list_is_complete(|listed| listed.pods = true);
+        }
+    }
+}
+
+struct Pods {
+    client: Client,
+    control: Arc<Control>,
+    /// Those with the annotation.
+    seen: HashMap<String, Seen>,
+    asking: JoinSet<(String, Option<Whole>)>,
+    room: Arc<Semaphore>,
+}
+
+impl Pods {
+    fn apply(&mut self, uid: &str, pod: &PartialObjectMeta<Pod>) {
+        let Some(seen) = seen(pod) else { return self.remove(uid) };
+        let known = self.control.catalog().pod(uid).cloned();
+        let before = self.seen.insert(uid.to_owned(), seen.clone());
+        match known {
+            // Where it is and whom it runs as never changes.
+            Some(known) if before.as_ref() != Some(&seen) => {
+                self.set(
+                    uid,
+                    seen,
+                    Whole {
+                        node: Some(known.node.to_string()),
+                        service_account: known.service_account,
+                        host_network: known.host_network,
+                    },
+                );
+            }
+            Some(_) => {}
+            None => self.ask(uid.to_owned(), seen.namespace, seen.name, Duration::ZERO),
+        }
+    }
+
+    fn remove(&mut self, uid: &str) {
+        if self.seen.remove(uid).is_some() {
+            self.control.remove_pod(uid);
+        }
+    }
+
+    /// Asks for a whole pod.
+    fn ask(&mut self, uid: String, namespace: String, name: String, pause: Duration) {
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
+        let room = Arc::clone(&self.room);
+        self.asking.spawn(async move {
+            tokio::time::sleep(pause).await;
+            let _room = room.acquire().await;
+            let whole = match api.get_opt(&name).await {
+                Ok(Some(pod)) if pod.uid().as_deref() == Some(&uid) => Some(whole(&pod)),
+                // It is no more, as the watch will say.
+                Ok(_) => Some(Whole { node: None, service_account: String::new(), host_network: false }),
+                Err(error) => {
+                    tracing::warn!(namespace, pod = name, %error, "a pod cannot be read; it is tried again");
+                    None
+                }
+            };
+            (uid, whole)
+        });
+    }
+
+    fn answered(&mut self, uid: &str, whole: Option<Whole>) {
+        let Some(seen) = self.seen.get(uid).cloned() else { return };
+        match whole {
+            Some(whole) => self.set(uid, seen, whole),
+            None => self.ask(uid.to_owned(), seen.namespace, seen.name, AGAIN),
+        }
+    }
+
+    /// One without a node is asked for again when it changes, as it does when it gets one.
+    fn set(&self, uid: &str, seen: Seen, whole: Whole) {
+        let (Some(node), Ok(runtime_uid)) = (whole.node, seen.runtime_uid.parse()) else { return };
+        let pod = pillion_protocol::pod::Pod { uid: runtime_uid, namespace: seen.namespace, name: seen.name };
+        let Whole { service_account, host_network, .. } = whole;
+        let sidecars = seen.annotation.parse();
+        self.control.set_pod(uid, ListedPod { pod, node: node.into(), service_account, host_network, sidecars });
+    }
+}
+
+fn whole(pod: &Pod) -> Whole {
+    let spec = pod.spec.as_ref();
+    let text = |text: Option<&String>| text.filter(|text| !text.is_empty()).cloned();
+    Whole {
+        node: text(spec.and_then(|spec| spec.node_name.as_ref())),
+        service_account: text(spec.and_then(|spec| spec.service_account_name.as_ref()))
+            .unwrap_or_else(|| "default".into()),
+        host_network: spec.and_then(|spec| spec.host_network).unwrap_or_default(),
+    }
+}

@@ -1,0 +1,260 @@
+//! What control and a node say to each other, over HTTPS.
+//!
+//! | request | from the node | from control |
+//! |---|---|---|
+//! | `POST /v1/stream` | [`Subscribe`] | [`ToNode`], one JSON object a line, for as long as the node's token is good |
+//! | `POST /v1/report` | [`Report`] | nothing |
+//!
+//! Each resource has a version, an opaque text. A node that comes back says which versions it has, and is told what is otherwise and
+//! what has ended meanwhile: so there is no history that could be too short, and it may come back to another replica of control.
+//! Fields and kinds of messages that a node does not know mean nothing to it; what it must understand comes with a new [`VERSIONS`].
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    annotation::Sidecars,
+    component::ComponentSpec,
+    digest::Digest,
+    id::ComponentId,
+    name::Name,
+    pod::{Pod, PodUid},
+};
+
+/// The versions of these words that are understood.
+pub const VERSIONS: &[u32] = &[1];
+
+/// The audience of a node's token.
+pub const AUDIENCE: &str = "pillion.dev/control";
+
+/// The path of the stream.
+pub const STREAM: &str = "/v1/stream";
+
+/// The path of reports.
+pub const REPORT: &str = "/v1/report";
+
+/// The most bytes of a line, and of a request.
+pub const MAX_MESSAGE: usize = 4 << 20;
+
+/// The highest version that both sides understand.
+pub fn common_version(theirs: &[u32]) -> Option<u32> {
+    VERSIONS.iter().filter(|ours| theirs.contains(ours)).max().copied()
+}
+
+/// How a node asks for its stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subscribe {
+    /// The versions of these words that the node understands.
+    pub versions: Vec<u32>,
+    /// What it has: each resource with its version.
+    #[serde(default)]
+    pub known: BTreeMap<Key, Version>,
+}
+
+/// The version of a resource. Two that differ are of different content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Version(pub String);
+
+/// A resource, written `pod/UID` or `component/NAMESPACE/NAME`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Key {
+    /// A pod of the node.
+    Pod(PodUid),
+    /// A component that one of them names.
+    Component(ComponentId),
+}
+
+/// From control to a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum ToNode {
+    /// Always first.
+    Hello {
+        /// The version of these words, one of [`Subscribe::versions`].
+        version: u32,
+        /// Which replica of control this is.
+        control: String,
+        /// Something is said at least this often.
+        heartbeat_seconds: u64,
+    },
+    /// A component that a pod of the node names, new or changed.
+    Component {
+        /// Which one.
+        id: ComponentId,
+        /// Its version.
+        version: Version,
+        /// What it is.
+        spec: Box<ComponentSpec>,
+    },
+    /// No pod of the node names this component any more.
+    ComponentGone {
+        /// Which one.
+        id: ComponentId,
+    },
+    /// A pod of the node with sidecars, new or changed.
+    Pod {
+        /// Its version.
+        version: Version,
+        /// What it is to have.
+        #[serde(flatten)]
+        wanted: WantedPod,
+    },
+    /// A pod has ended, or has no sidecars any more.
+    PodEnded {
+        /// Its UID.
+        uid: PodUid,
+    },
+    /// Everything that there was when the node asked has been told.
+    Complete,
+    /// Control is there.
+    Heartbeat,
+    /// Something that this node does not know.
+    #[serde(other)]
+    Unknown,
+}
+
+/// What a pod is to have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WantedPod {
+    /// The pod, by the UID that the node's runtime knows.
+    pub pod: Pod,
+    /// What its annotation says.
+    pub sidecars: Sidecars,
+    /// Those of them that are not to be served: bound, but no instance is ever made.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub refused: BTreeMap<Name, Refusal>,
+}
+
+/// Why a pod's sidecar is not served.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// In one word.
+    pub reason: RefusalReason,
+    /// For people.
+    pub message: String,
+}
+
+/// Why a pod's sidecar is not served, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RefusalReason {
+    /// There is no such component. One that was served before goes on: it was there when the pod was bound.
+    Unknown,
+    /// The pod may not have this component.
+    NotAllowed,
+    /// The component cannot be served as it is now. One that was served before goes on.
+    NotAccepted,
+}
+
+/// From a node to control: everything that it knows. It takes the place of what the node said before.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// What became of components.
+    #[serde(default)]
+    pub components: BTreeMap<ComponentId, ComponentReport>,
+    /// Pods that have not what they should, and why.
+    #[serde(default)]
+    pub failed_pods: BTreeMap<PodUid, String>,
+}
+
+/// What became of a component on a node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ComponentReport {
+    /// The version that this is about.
+    pub version: Version,
+    /// The digest of what is served; an older version's where the newer one cannot be served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<Digest>,
+    /// Why this version is not served, if it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
+}
+
+impl ToNode {
+    /// The resource that it is about.
+    pub fn key(&self) -> Option<Key> {
+        match self {
+            Self::Component { id, .. } | Self::ComponentGone { id } => Some(Key::Component(id.clone())),
+            Self::Pod { wanted, .. } => Some(Key::Pod(wanted.pod.uid.clone())),
+            Self::PodEnded { uid } => Some(Key::Pod(uid.clone())),
+            Self::Hello { .. } | Self::Complete | Self::Heartbeat | Self::Unknown => None,
+        }
+    }
+
+    /// The version of what it tells; `None` where something ended.
+    pub fn version(&self) -> Option<&Version> {
+        match self {
+            Self::Component { version, .. } | Self::Pod { version, .. } => Some(version),
+            _ => None,
+        }
+    }
+}
+
+impl From<Key> for String {
+    fn from(key: Key) -> Self {
+        match key {
+            Key::Pod(uid) => format!("pod/{uid}"),
+            Key::Component(id) => format!("component/{id}"),
+        }
+    }
+}
+
+impl TryFrom<String> for Key {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match text.split_once('/') {
+            Some(("pod", uid)) => Ok(Self::Pod(uid.parse().map_err(|error| format!("{error}"))?)),
+            Some(("component", id)) => Ok(Self::Component(id.parse().map_err(|error| format!("{error}"))?)),
+            _ => Err(format!(
+                "{:?} is no resource: expected pod/UID or component/NAMESPACE/NAME",
+                crate::name::shown(&text)
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn messages_keep_their_words() {
+        let table = [
+            json!({"type": "hello", "version": 1, "control": "c-0", "heartbeatSeconds": 10}),
+            json!({"type": "pod", "version": "v", "pod": {"uid": "u-1", "namespace": "shop", "name": "cart-0"},
+                "sidecars": "clock=8081", "refused": {"clock": {"reason": "not-allowed", "message": "no"}}}),
+            json!({"type": "podEnded", "uid": "u-1"}),
+            json!({"type": "componentGone", "id": "shop/clock"}),
+            json!({"type": "complete"}),
+        ];
+        for text in table {
+            let read: ToNode = serde_json::from_value(text.clone()).unwrap();
+            assert_eq!(serde_json::to_value(read).unwrap(), text);
+        }
+        let subscribe = json!({"versions": [1], "known": {"component/shop/clock": "v1", "pod/u-1": "v2"}});
+        let read: Subscribe = serde_json::from_value(subscribe.clone()).unwrap();
+        assert_eq!(serde_json::to_value(read).unwrap(), subscribe);
+    }
+
+    #[test]
+    fn what_a_newer_control_says_besides_means_nothing() {
+        let newer = json!({"type": "fireworks", "at": "midnight"});
+        assert_eq!(serde_json::from_value::<ToNode>(newer).unwrap(), ToNode::Unknown);
+        let newer = json!({"type": "podEnded", "uid": "u-1", "why": "evicted"});
+        assert!(matches!(serde_json::from_value::<ToNode>(newer).unwrap(), ToNode::PodEnded { .. }));
+        assert_eq!((common_version(&[1, 2]), common_version(&[2, 3])), (Some(1), None));
+    }
+
+    #[test]
+    fn a_key_that_is_none_is_named() {
+        for wrong in ["pod", "pod/../x", "component/", "node/a"] {
+            assert!(Key::try_from(wrong.to_owned()).is_err(), "{wrong}");
+        }
+    }
+}
