@@ -1,83 +1,153 @@
-//! A cluster of one node, in a temporary folder: etcd, Kubernetes' API server and kubelet, containerd with runc, and a chain of CNI
-//! plugins whose last is `pillion-cni`.
+//! A cluster of one node, in a temporary folder: etcd, Kubernetes' API server and kubelet, containerd with runc. Also an API server
+//! [alone](ApiServer).
 //!
-//! Nothing else runs: no scheduler, so pods name their node; no controllers, so there are pods only; no DNS and no services.
-//! Pods have the image `pillion.test/busybox:1`. The keeper and the host are those of a [`Node`](crate::node::Node).
+//! A [node](Cluster::start) has a chain of CNI plugins whose last is `pillion-cni`, with the keeper and the host of a
+//! [`Node`](crate::node::Node), and nothing else: no scheduler, so pods name their node; no controllers, so there are pods only; no
+//! DNS and no services. A [whole cluster](Cluster::whole) has all of these, and nothing of ours: that is for tests to install.
 //!
 //! | file | holds |
 //! |---|---|
-//! | `daemon` | a program that runs for as long as the cluster |
-//! | `image` | the image of all pods |
+//! | `access` | keys, certificates, kubeconfigs |
+//! | `api` | the API server |
+//! | `claim` | the one cluster that a machine can have |
+//! | `command` | commands that run to their end |
+//! | `daemon` | programs that run for as long as the cluster |
+//! | `folder` | the folder of an API server alone |
+//! | `image` | container images |
+//! | `kubectl` | `kubectl` |
+//! | `library` | the libraries that programs in images need |
 //! | `machine` | what is changed outside of the folder, and how all is ended |
+//! | `mount` | mounts |
+//! | `network` | links, namespaces, rules of services |
 //! | `pod` | pods, as they are written |
 //! | `sandbox` | pods, as they run |
 //! | `settings` | the configuration files |
+//! | `whole` | controllers, scheduler, services, names |
 
+mod access;
+mod api;
+mod claim;
+mod command;
 mod daemon;
+mod folder;
 mod image;
+mod kubectl;
+mod library;
 mod machine;
+mod mount;
+mod network;
 mod pod;
 mod sandbox;
 mod settings;
+mod whole;
 
 use std::{
-    fs::{self, File},
-    io::{Read, Seek, Write},
+    os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use rustix::process::Signal;
-use tempfile::TempDir;
 
-use self::{daemon::Daemon, machine::NODE_ADDRESS, pod::NODE};
-pub use self::{pod::Pod, sandbox::Sandbox};
-use crate::{place, process, program, wait::wait_until};
-
-/// The version that `tests/cluster/build` builds.
-const KUBERNETES: &str = "kubernetes-1.34.4";
-
-/// Locked by whoever has the machine's one cluster, and names its folder.
-const LOCK: &str = "/run/pillion-test-cluster.lock";
-
-/// How the folder's name begins.
-const FOLDER: &str = "pillion-cluster-";
-
-/// Longer than any of the cluster's programs takes to be ready.
-const START: Duration = Duration::from_secs(60);
+use self::{
+    api::Kind,
+    claim::Claim,
+    command::{command, run},
+    daemon::Daemons,
+    image::Image,
+    network::NODE_ADDRESS,
+    pod::NODE,
+    whole::Whole,
+};
+pub use self::{
+    api::{ApiServer, ISSUER},
+    image::BUSYBOX,
+    pod::Pod,
+    sandbox::Sandbox,
+};
+use crate::{process, program};
 
 /// Longer than a pod takes to get anywhere. The kubelet tries again after ten to fifteen seconds, and longer each time.
 const POD: &str = "--timeout=90s";
 
-/// Longer than that: the seconds after which a command that hangs is ended.
-const COMMAND: &str = "120";
+/// What a container runs that is not told.
+const WAIT: [&str; 2] = ["/bin/sleep", "2147483647"];
 
 /// A running cluster. When it is dropped, everything in it ends; if the test panics, the ends of its logs are printed.
 pub struct Cluster {
-    daemons: Vec<Daemon>,
-    programs: PathBuf,
-    folder: PathBuf,
-    /// Held for as long as the cluster runs: there can be one on a machine at a time.
-    _lock: File,
+    daemons: Daemons,
+    api: ApiServer,
+    /// Dropped last: it puts back what is changed on the machine.
+    claim: Claim,
 }
 
 impl Cluster {
-    /// Starts a cluster whose plugin asks the keeper at `cni_socket`. Waits for another test's cluster to end first.
+    /// Starts a node whose plugin asks the keeper at `cni_socket`. Waits for another test's cluster to end first.
     ///
     /// # Errors
     ///
     /// No root, a program that is missing, or one that ends early: with the end of its log.
     pub async fn start(cni_socket: &Path) -> Result<Self> {
-        let programs = place::cache()?.join("tools").join(KUBERNETES);
-        let built = ["kube-apiserver", "kubelet", "kubectl"].iter().all(|name| programs.join(name).is_file());
-        ensure!(built, "{} is not complete: `make test` builds it, tests/cluster/build too", programs.display());
-        let (folder, lock) = make_folder()?;
-        let mut cluster = Self { daemons: Vec::new(), programs, folder, _lock: lock };
-        let begun = cluster.begin(cni_socket).await;
+        let mut cluster = Self::launch(Kind::Node)?;
+        cluster.plugin(&["install-cni", "--once", "--cni-socket", &cni_socket.to_string_lossy()])?;
+        let begun = cluster.begin(None).await;
         begun.with_context(|| format!("the cluster does not start:\n{}", cluster.log()))?;
         Ok(cluster)
+    }
+
+    /// Starts a whole cluster: Deployments, DaemonSets, Services, names, service accounts. Waits for another test's cluster to end
+    /// first.
+    ///
+    /// # Errors
+    ///
+    /// The same as of [`Cluster::start`].
+    pub async fn whole() -> Result<Self> {
+        let whole = Whole::find()?;
+        let mut cluster = Self::launch(Kind::Whole)?;
+        let begun = cluster.begin(Some(&whole)).await;
+        begun.with_context(|| format!("the cluster does not start:\n{}", cluster.log()))?;
+        Ok(cluster)
+    }
+
+    /// Makes the machine ready, and starts the API server, without waiting for it.
+    fn launch(kind: Kind) -> Result<Self> {
+        api::programs(&["kubelet"])?;
+        let claim = Claim::make(kind)?;
+        let folder = claim.folder();
+        settings::containerd(folder)?;
+        settings::cni(folder, kind)?;
+        settings::kubelet(folder, kind)?;
+        let (daemons, api) = (Daemons::new(folder), ApiServer::launch(folder, kind)?);
+        Ok(Self { daemons, api, claim })
+    }
+
+    async fn begin(&mut self, whole: Option<&Whole>) -> Result<()> {
+        let folder = self.claim.folder().to_owned();
+        let at = |name: &str| folder.join(name);
+        let mut containerd = command("containerd");
+        self.daemons.run("containerd", containerd.arg("--config").arg(at("containerd.toml")))?;
+        self.until("containerd", |_| UnixStream::connect(at("containerd.sock")).is_ok()).await?;
+        self.load(Image::busybox(&folder)?, &WAIT)?;
+
+        self.api.ready().await?;
+        let mut kubelet = command(api::programs(&["kubelet"])?.join("kubelet"));
+        kubelet.arg("--config").arg(at("kubelet.yaml")).arg("--kubeconfig").arg(self.api.kubeconfig());
+        kubelet.arg("--root-dir").arg(at("kubelet")).arg("--cert-dir").arg(at("kubelet/certificates"));
+        kubelet.args(["--hostname-override", NODE, "--node-ip", NODE_ADDRESS, "--v=2"]);
+        self.daemons.run("kubelet", &mut kubelet)?;
+        if let Some(whole) = whole {
+            whole.run(&mut self.daemons, &folder)?;
+            self.until("names and services", Whole::is_ready).await?;
+        }
+        let ready = r#"jsonpath={.status.conditions[?(@.type=="Ready")].status}"#;
+        let ready = ["get", "node", NODE, "--output", ready];
+        self.until("the node", |api| api.kubectl(&ready).is_ok_and(|status| status == "True")).await
+    }
+
+    /// Waits for something, or for the end of one of the programs, which is an error.
+    async fn until(&mut self, what: &str, done: impl Fn(&ApiServer) -> bool) -> Result<()> {
+        let Self { daemons, api, .. } = self;
+        daemons.until(what, || api.check().map(|()| done(api))).await
     }
 
     /// Runs `pillion-keeper install-cni` or `uninstall-cni` on the cluster's node.
@@ -86,98 +156,52 @@ impl Cluster {
     ///
     /// It fails.
     pub fn plugin(&self, arguments: &[&str]) -> Result<()> {
-        let mut command = Command::new(program::named("pillion-keeper")?);
-        command.args(arguments).arg("--bin-dir").arg(self.folder.join("cni/bin"));
-        let output = command.arg("--conf-dir").arg(self.folder.join("cni/conf")).output()?;
-        ensure!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(())
+        let mut plugin = command(program::named("pillion-keeper")?);
+        plugin.args(arguments).arg("--bin-dir").arg(self.cni_bin());
+        run(plugin.arg("--conf-dir").arg(self.cni_conf())).map(drop)
     }
 
-    async fn begin(&mut self, cni_socket: &Path) -> Result<()> {
-        let folder = self.folder.clone();
-        let at = |name: &str| folder.join(name);
-        machine::prepare(&folder)?;
-        settings::containerd(&folder)?;
-        settings::cni(&folder)?;
-        self.plugin(&["install-cni", "--once", "--cni-socket", &cni_socket.to_string_lossy()])?;
-        let (etcd, api, kubelet) = (place::free_port()?, place::free_port()?, place::free_port()?);
-        settings::access(&folder, api)?;
-        settings::kubelet(&folder, kubelet)?;
-
-        let etcd = format!("http://127.0.0.1:{etcd}");
-        let mut command = daemon::command("etcd");
-        command.arg("--data-dir").arg(at("etcd")).args([
-            "--listen-client-urls",
-            &etcd,
-            "--advertise-client-urls",
-            &etcd,
-        ]);
-        // It votes for itself only, so it need not wait for others.
-        command.args([
-            "--listen-peer-urls",
-            "http://127.0.0.1:0",
-            "--heartbeat-interval",
-            "10",
-            "--election-timeout",
-            "100",
-        ]);
-        self.run("etcd", &mut command)?;
-
-        // The key of its own certificate, which it makes itself, signs tokens too: no pod gets one.
-        let key = at("certificates/apiserver.key");
-        let mut command = daemon::command(self.programs.join("kube-apiserver"));
-        command.args(["--etcd-servers", &etcd, "--bind-address", "127.0.0.1", "--secure-port", &api.to_string()]);
-        command.args(["--advertise-address", NODE_ADDRESS, "--service-cluster-ip-range", "10.213.78.0/24"]);
-        command.arg("--cert-dir").arg(at("certificates")).arg("--token-auth-file").arg(at("tokens.csv"));
-        command.args(["--authorization-mode", "RBAC", "--service-account-issuer", "https://pillion.test"]);
-        command.arg("--service-account-key-file").arg(&key).arg("--service-account-signing-key-file").arg(&key);
-        command.args([
-            "--disable-admission-plugins",
-            "ServiceAccount",
-            "--kubelet-preferred-address-types",
-            "InternalIP",
-        ]);
-        self.run("kube-apiserver", &mut command)?;
-
-        let mut command = daemon::command("containerd");
-        self.run("containerd", command.arg("--config").arg(at("containerd.toml")))?;
-        fs::create_dir(at("image"))?;
-        let archive = image::write(&at("image"))?;
-        self.until("containerd", |_| std::os::unix::net::UnixStream::connect(at("containerd.sock")).is_ok()).await?;
-        let mut command = daemon::command("ctr");
-        command.arg("--address").arg(at("containerd.sock")).args(["--namespace", "k8s.io", "images", "import"]);
-        run(command.args(["--snapshotter", "native"]).arg(archive))?;
-
-        self.until("the API server", |cluster| cluster.kubectl(&["get", "--raw", "/readyz"]).is_ok()).await?;
-        let mut command = daemon::command(self.programs.join("kubelet"));
-        command.arg("--config").arg(at("kubelet.yaml")).arg("--kubeconfig").arg(at("kubeconfig"));
-        command.arg("--root-dir").arg(at("kubelet")).arg("--cert-dir").arg(at("kubelet/certificates"));
-        command.args(["--hostname-override", NODE, "--node-ip", NODE_ADDRESS, "--v=2"]);
-        self.run("kubelet", &mut command)?;
-        let ready = r#"jsonpath={.status.conditions[?(@.type=="Ready")].status}"#;
-        self.until("the node", |cluster| {
-            cluster.kubectl(&["get", "node", NODE, "-o", ready]).is_ok_and(|status| status == "True")
-        })
-        .await
+    /// The folder on the node that holds CNI plugins.
+    pub fn cni_bin(&self) -> PathBuf {
+        self.claim.folder().join("cni/bin")
     }
 
-    fn run(&mut self, name: &str, command: &mut Command) -> Result<()> {
-        self.daemons.push(Daemon::start(&self.folder, name, command)?);
-        Ok(())
+    /// The folder on the node that holds CNI configurations.
+    pub fn cni_conf(&self) -> PathBuf {
+        self.claim.folder().join("cni/conf")
     }
 
-    /// Waits for something, or for the end of one of the programs, which is an error.
-    async fn until(&mut self, what: &str, done: impl Fn(&Self) -> bool) -> Result<()> {
-        let look = || match self.daemons.iter_mut().try_for_each(Daemon::check) {
-            Err(error) => Some(Err(error)),
-            Ok(()) => done(self).then_some(Ok(())),
-        };
-        wait_until(what, START, look).await?
+    /// Makes an image of files, each with its place in it, and of the shared libraries that they need. Its containers run `command`
+    /// if they name none. The name begins with a host that has a dot, as `pillion.test/agent:1`; pods need
+    /// `imagePullPolicy: Never`. It also has `/tmp`, and the users root and 65532.
+    ///
+    /// # Errors
+    ///
+    /// A file or a library that is not there, or a name that containerd would complete.
+    pub fn load_image(&self, name: &str, files: &[(PathBuf, &str)], command: &[&str]) -> Result<()> {
+        self.load(Image::of_files(name, files, self.claim.folder())?, command).with_context(|| name.to_owned())
+    }
+
+    fn load(&self, image: Image, does: &[&str]) -> Result<()> {
+        let mut import = command("ctr");
+        import.arg("--address").arg(self.claim.folder().join("containerd.sock"));
+        import.args(["--namespace", "k8s.io", "images", "import", "--snapshotter", "native"]);
+        image.archive(does, |archive| run(import.arg(archive)).map(drop))
+    }
+
+    /// The API server.
+    pub fn api(&self) -> &ApiServer {
+        &self.api
+    }
+
+    /// The same, to be stopped and started again. Whoever watches it asks again after longer and longer pauses, up to half a minute.
+    pub fn api_mut(&mut self) -> &mut ApiServer {
+        &mut self.api
     }
 
     /// The ends of the logs of all programs.
     pub fn log(&self) -> String {
-        self.daemons.iter().map(Daemon::tail).collect()
+        self.api.log() + &self.daemons.log()
     }
 
     /// Runs `kubectl` and gives what it prints.
@@ -186,15 +210,7 @@ impl Cluster {
     ///
     /// What it says when it fails.
     pub fn kubectl(&self, arguments: &[&str]) -> Result<String> {
-        run(self.kubectl_command().args(arguments))
-    }
-
-    fn kubectl_command(&self) -> Command {
-        let mut command = daemon::command("timeout");
-        command.arg(COMMAND).arg(self.programs.join("kubectl"));
-        command.arg("--kubeconfig").arg(self.folder.join("kubeconfig"));
-        command.arg("--cache-dir").arg(self.folder.join("kubectl"));
-        command
+        self.api.kubectl(arguments)
     }
 
     /// Creates or changes what a YAML text holds.
@@ -203,10 +219,7 @@ impl Cluster {
     ///
     /// What the API server refuses.
     pub fn apply(&self, yaml: &str) -> Result<()> {
-        let mut file = tempfile::tempfile()?;
-        file.write_all(yaml.as_bytes())?;
-        file.rewind()?;
-        run(self.kubectl_command().args(["apply", "--filename", "-"]).stdin(Stdio::from(file))).map(drop)
+        self.api.apply(yaml)
     }
 
     /// Creates pods.
@@ -225,7 +238,8 @@ impl Cluster {
     ///
     /// It fails, or there is no such container.
     pub fn exec(&self, pod: &str, container: &str, arguments: &[&str]) -> Result<String> {
-        run(self.kubectl_command().args(["exec", pod, "--container", container, "--"]).args(arguments))
+        let before = ["exec", pod, "--container", container, "--"];
+        self.kubectl(&[&before, arguments].concat())
     }
 
     /// What a pod's container printed.
@@ -283,7 +297,7 @@ impl Cluster {
     ///
     /// It has none.
     pub fn sandbox(&self, pod: &str) -> Result<Sandbox> {
-        sandbox::of(&self.folder, pod)
+        sandbox::of(self.claim.folder(), pod)
     }
 
     /// Kills the process that keeps a pod's sandbox; the kubelet then makes another sandbox.
@@ -301,38 +315,7 @@ impl Drop for Cluster {
         if std::thread::panicking() {
             eprintln!("the ends of the cluster's logs:\n{}", self.log());
         }
-        for daemon in self.daemons.iter_mut().rev() {
-            daemon.end();
-        }
-        machine::end(&self.folder);
+        // Its own programs first: what they would say of the end of others is of no use.
+        self.daemons.end_all();
     }
-}
-
-/// Makes a folder once no other cluster runs. One whose test was killed is ended first.
-fn make_folder() -> Result<(PathBuf, File)> {
-    let lock = File::options().create(true).truncate(false).read(true).write(true).open(LOCK);
-    let mut lock = lock.with_context(|| format!("{LOCK}: a cluster needs root"))?;
-    lock.lock()?;
-    let mut before = String::new();
-    lock.read_to_string(&mut before)?;
-    if before.contains(FOLDER) {
-        machine::end(Path::new(&before));
-    }
-    let folder = TempDir::with_prefix(FOLDER)?.keep();
-    lock.set_len(0)?;
-    lock.rewind()?;
-    lock.write_all(folder.to_string_lossy().as_bytes())?;
-    Ok((folder, lock))
-}
-
-/// Runs a command to its end and gives what it prints.
-fn run(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| format!("{:?} cannot be started", command.get_program()))?;
-    let said = || {
-        let program = Path::new(command.get_program()).file_name().unwrap_or_default().display();
-        let arguments: Vec<_> = command.get_args().collect();
-        format!("{program} {arguments:?}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr))
-    };
-    ensure!(output.status.success(), "{}", said());
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -3,7 +3,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`client`] | callers: HTTP/1.1 and HTTP/2, from hyper |
-//! | [`cluster`] | a cluster of one node: Kubernetes' API server and kubelet, containerd, runc |
+//! | [`cluster`] | Kubernetes' API server alone, a node that runs its pods, a whole cluster |
 //! | [`component`] | components, as YAML |
 //! | [`host`] | the program, running: its events, its log, its processes |
 //! | [`load`] | callers in great number: wrk |

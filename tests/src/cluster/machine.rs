@@ -7,7 +7,6 @@ use std::{
     fs,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -16,63 +15,88 @@ use anyhow::{Result, ensure};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
-use super::{run, sandbox};
+use super::{
+    api::Kind,
+    mount::{self, State},
+    network::{self, CNI_CACHE, NAMESPACES, entries},
+    sandbox,
+};
 use crate::process;
 
-/// The link of the node and its pods. There is one of this name on a machine.
-pub(super) const BRIDGE: &str = "pillion-test0";
-/// The CNI network's name, and the addresses in it.
-pub(super) const NETWORK: &str = "pillion-test";
-pub(super) const POD_ADDRESSES: &str = "10.213.77.0/24";
-pub(super) const NODE_ADDRESS: &str = "10.213.77.1";
-
-/// Where containerd puts pods' network namespaces.
-const NAMESPACES: &str = "/run/netns";
-
-/// What the kubelet sets.
-const SETTINGS: [&str; 6] = [
+/// What the kubelet sets, and for a whole cluster a CNI plugin, so that pods reach each other through the node.
+const SETTINGS: [&str; 7] = [
     "vm/overcommit_memory",
     "vm/panic_on_oom",
     "kernel/panic",
     "kernel/panic_on_oops",
     "kernel/keys/root_maxkeys",
     "kernel/keys/root_maxbytes",
+    "net/ipv4/ip_forward",
 ];
 
-/// Where the kubelet listens for device plugins, links containers' logs, and the CNI library keeps results, whatever they are told.
+/// Where the kubelet listens for device plugins, and links containers' logs, whatever it is told.
 const KUBELET: &str = "/var/lib/kubelet/device-plugins/kubelet.sock";
 const LOGS: &str = "/var/log/containers";
-const CNI_CACHE: &str = "/var/lib/cni/results";
 
 /// The cluster's programs, besides plugins, which are in its folder.
-const PROGRAMS: [&str; 6] = ["etcd", "kube-apiserver", "kubelet", "containerd", "containerd-shim-runc-v2", "runc"];
+const PROGRAMS: [&str; 10] = [
+    "etcd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-scheduler",
+    "kube-proxy",
+    "coredns",
+    "kubelet",
+    "containerd",
+    "containerd-shim-runc-v2",
+    "runc",
+];
+
+/// What is as it was before the cluster, by names in a file.
+const BEFORE: &str = "before.json";
 
 /// How long processes that were killed may take to be gone.
 const END: Duration = Duration::from_secs(10);
 
 /// Makes the node's link, and writes down in `folder` what has to be put back.
-pub(super) fn prepare(folder: &Path) -> Result<()> {
+pub(super) fn prepare(folder: &Path, kind: Kind) -> Result<()> {
     ensure!(
         UnixStream::connect(KUBELET).is_err(),
         "a kubelet runs on this machine: it and a test's would be in each other's way"
     );
+    if kind == Kind::Whole {
+        network::has_no_services()?;
+    }
     let settings: BTreeMap<_, _> = SETTINGS.iter().filter_map(|name| Some((*name, setting(name)?))).collect();
     fs::create_dir_all(NAMESPACES)?;
-    let mounted = mounts().iter().any(|at| at == NAMESPACES);
-    fs::write(folder.join("before.json"), json!({"settings": settings, "mounted": mounted}).to_string())?;
-    if !mounted {
-        // As on hosts with systemd: a container that mounts this folder sees namespaces that are made later.
-        run(Command::new("mount").args(["--bind", "--make-rshared", NAMESPACES, NAMESPACES]))?;
+    let namespaces = mount::state(NAMESPACES);
+    let before = json!({"settings": settings, "services": kind == Kind::Whole, "namespaces": namespaces.name()});
+    fs::write(folder.join(BEFORE), before.to_string())?;
+    // As on hosts with systemd: a container that mounts this folder sees namespaces that are made later.
+    mount::share(NAMESPACES, namespaces)?;
+    if kind == Kind::Whole {
+        network::let_pods_through()?;
     }
-    // Not every kernel has dummy links; a bridge is one that it needs anyway.
-    ip(&["link", "add", BRIDGE, "type", "bridge"])?;
-    ip(&["address", "add", &format!("{NODE_ADDRESS}/24"), "dev", BRIDGE])?;
-    ip(&["link", "set", BRIDGE, "up"])
+    network::make_link()
 }
 
 /// Ends a cluster by its folder. Whatever is gone already is no fault.
 pub(super) fn end(folder: &Path) {
     let bundles = sandbox::bundles(folder);
+    let deadline = Instant::now() + END;
+    end_processes(folder);
+    for bundle in &bundles {
+        remove_container(bundle, deadline);
+    }
+    network::remove();
+    mount::remove_below(folder);
+    put_back(folder);
+    remove_traces(folder);
+    _ = fs::remove_dir_all(folder);
+}
+
+/// Ends the programs that run in a folder.
+pub(super) fn end_processes(folder: &Path) {
     let deadline = Instant::now() + END;
     loop {
         let left = processes(folder);
@@ -84,16 +108,6 @@ pub(super) fn end(folder: &Path) {
         }
         thread::sleep(Duration::from_millis(5));
     }
-    for bundle in &bundles {
-        remove_container(bundle, deadline);
-    }
-    remove_network();
-    for at in mounts().iter().rev().filter(|at| Path::new(at).starts_with(folder)) {
-        _ = run(Command::new("umount").args(["--lazy", at]));
-    }
-    put_back(folder);
-    remove_traces(folder);
-    _ = fs::remove_dir_all(folder);
 }
 
 /// The cluster's programs, and those that they started: each names the folder in its arguments.
@@ -141,38 +155,6 @@ fn remove_cgroup(cgroup: &Path) {
     _ = fs::remove_dir(cgroup);
 }
 
-/// Removes pods' network namespaces and their links.
-fn remove_network() {
-    let beginning = format!("inet {}", POD_ADDRESSES.trim_end_matches("0/24"));
-    for netns in entries(NAMESPACES) {
-        let mut show = Command::new("nsenter");
-        show.arg(format!("--net={}", netns.display())).args(["ip", "-4", "-oneline", "address"]);
-        if run(&mut show).is_ok_and(|addresses| addresses.contains(&beginning)) {
-            _ = run(Command::new("umount").arg("--lazy").arg(&netns));
-            _ = fs::remove_file(netns);
-        }
-    }
-    // Whoever holds a namespace open, as a keeper does, holds the other end of its link.
-    for port in entries(&format!("/sys/class/net/{BRIDGE}/brif")) {
-        if let Some(name) = port.file_name().and_then(|name| name.to_str()) {
-            _ = ip(&["link", "delete", name]);
-        }
-    }
-    _ = ip(&["link", "delete", BRIDGE]);
-    remove_results();
-}
-
-/// Removes what the CNI library keeps of sandboxes that were in the network: a file for it, and one for their loopback device.
-fn remove_results() {
-    let files = entries(CNI_CACHE);
-    let name = |file: &Path| file.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let id = |name: String| Some(name.strip_prefix(NETWORK)?.strip_prefix('-')?.rsplit_once('-')?.0.to_owned());
-    let ids: Vec<String> = files.iter().filter_map(|file| id(name(file))).collect();
-    for file in files.iter().filter(|file| ids.iter().any(|id| name(file).contains(id))) {
-        _ = fs::remove_file(file);
-    }
-}
-
 /// Removes what the programs leave in folders that cannot be chosen, and these folders where nothing else is in them.
 fn remove_traces(folder: &Path) {
     for link in entries(LOGS) {
@@ -193,32 +175,21 @@ fn remove_traces(folder: &Path) {
 }
 
 fn put_back(folder: &Path) {
-    let before = fs::read(folder.join("before.json")).unwrap_or_default();
+    let before = fs::read(folder.join(BEFORE)).unwrap_or_default();
     let Ok(before) = serde_json::from_slice::<Value>(&before) else { return };
+    if before.get("services") == Some(&json!(true)) {
+        network::remove_services();
+    }
     for (name, value) in before.get("settings").and_then(Value::as_object).into_iter().flatten() {
         if let Some(value) = value.as_str().filter(|value| setting(name).is_some_and(|now| now != *value)) {
             _ = fs::write(Path::new("/proc/sys").join(name), value);
         }
     }
-    if before.get("mounted") == Some(&json!(false)) {
-        _ = run(Command::new("umount").args(["--lazy", NAMESPACES]));
+    if let Some(state) = before.get("namespaces").and_then(Value::as_str).and_then(State::named) {
+        mount::put_back(NAMESPACES, state);
     }
-}
-
-fn entries(folder: &str) -> Vec<PathBuf> {
-    fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect()
 }
 
 fn setting(name: &str) -> Option<String> {
     Some(fs::read_to_string(Path::new("/proc/sys").join(name)).ok()?.trim().to_owned())
-}
-
-/// Where something is mounted, in the order of mounting.
-fn mounts() -> Vec<String> {
-    let text = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    text.lines().filter_map(|line| Some(line.split(' ').nth(1)?.to_owned())).collect()
-}
-
-fn ip(arguments: &[&str]) -> Result<()> {
-    run(Command::new("ip").args(arguments)).map(drop)
 }

@@ -86,5 +86,5 @@ impl Pod {
 }
 
 fn container(name: &str, script: &str) -> Value {
-    json!({"name": name, "image": image::NAME, "imagePullPolicy": "Never", "command": ["sh", "-c", script]})
+    json!({"name": name, "image": image::BUSYBOX, "imagePullPolicy": "Never", "command": ["sh", "-c", script]})
 }
