@@ -22,7 +22,7 @@ help:
 
 build:
 	tests/setup build
-	cargo build --locked -p pillion-host -p pillion-keeper -p pillion-cni
+	cargo build --locked -p pillion-host -p pillion-keeper -p pillion-cni -p pillion-control
 
 catalog:
 	tests/setup build
@@ -59,7 +59,7 @@ lint:
 	cargo clippy --locked --manifest-path tests/guests/Cargo.toml --target wasm32-wasip2 -- -D warnings
 
 doc:
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps -p pillion-protocol -p pillion-confine -p pillion-sockets -p pillion-keeper -p pillion-host
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps -p pillion-protocol -p pillion-confine -p pillion-sockets -p pillion-keeper -p pillion-host -p pillion-control
 
 # Licences, sources and duplicates of all dependencies; needs cargo-deny.
 deny:

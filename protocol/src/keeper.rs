@@ -212,6 +212,9 @@ pub enum FromHost {
     Complete,
     /// What became of a component that is bound.
     Component {
+        /// The namespace of the pods that see it; none where names mean the same everywhere.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        namespace: Option<Name>,
         /// Its name.
         name: Name,
         /// What became of it.

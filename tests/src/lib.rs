@@ -5,6 +5,7 @@
 //! | [`client`] | callers: HTTP/1.1 and HTTP/2, from hyper |
 //! | [`cluster`] | Kubernetes' API server alone, a node that runs its pods, a whole cluster |
 //! | [`component`] | components, as YAML |
+//! | [`control`] | control before an API server alone, and who nodes are to it |
 //! | [`host`] | the program, running: its events, its log, its processes |
 //! | [`load`] | callers in great number: wrk |
 //! | [`netns`] | network namespaces, as runtimes make them for pods |
@@ -26,6 +27,7 @@
 pub mod client;
 pub mod cluster;
 pub mod component;
+pub mod control;
 pub mod host;
 pub mod load;
 pub mod netns;

@@ -18,7 +18,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::{Component, netns::Netns, process, program};
+use crate::{Component, control::Access, netns::Netns, process, program};
 
 /// Longer than a keeper takes to start.
 const START: Duration = Duration::from_secs(10);
@@ -31,6 +31,8 @@ pub struct Node {
     folder: TempDir,
     /// The pod of the agent: the one that is there, or the newer of two.
     agent: Agent,
+    /// What its hosts follow instead of the catalog.
+    control: Option<Access>,
 }
 
 /// What runs in one pod of the agent. It is killed when it is dropped.
@@ -105,7 +107,7 @@ impl Node {
         std::fs::create_dir(folder.path().join("catalog"))?;
         // The host is another user.
         std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755))?;
-        Ok(Self { folder, agent: Agent::new(0) })
+        Ok(Self { folder, agent: Agent::new(0), control: None })
     }
 
     /// A node with a keeper.
@@ -174,6 +176,21 @@ impl Node {
         Ok(std::fs::write(catalog.join(format!("{name}.yaml")), Component::image(name, reference).yaml())?)
     }
 
+    /// Has hosts that are started from now on follow control. Their store is in this node's folder: they keep there what they were told.
+    ///
+    /// # Errors
+    ///
+    /// The store's folder cannot be made.
+    pub fn follow(&mut self, access: Access) -> Result<()> {
+        let store = self.folder.path().join("store");
+        if !store.exists() {
+            std::fs::create_dir(&store)?;
+            std::os::unix::fs::chown(&store, Some(HOST), Some(HOST))?;
+        }
+        self.control = Some(access);
+        Ok(())
+    }
+
     /// Starts a host, in the place of the one before.
     ///
     /// # Errors
@@ -190,8 +207,16 @@ impl Node {
         for variable in program::VARIABLES {
             command.env_remove(variable);
         }
-        command.arg("host").arg("--catalog").arg(at("catalog")).arg("--keeper-socket").arg(self.host_socket());
-        command.arg("--store").arg(crate::place::host_store(HOST)?);
+        command.arg("host").arg("--keeper-socket").arg(self.host_socket());
+        match &self.control {
+            None => {
+                command.arg("--catalog").arg(at("catalog")).arg("--store").arg(crate::place::host_store(HOST)?);
+            }
+            Some(Access { url, authority, token }) => {
+                command.arg("--control").arg(url).arg("--control-ca").arg(authority);
+                command.arg("--control-token").arg(token).arg("--store").arg(at("store"));
+            }
+        }
         if at("registries.yaml").exists() {
             command.arg("--registries").arg(at("registries.yaml"));
         }

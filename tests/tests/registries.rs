@@ -164,6 +164,10 @@ async fn who_is_not_known_is_told_so() -> Result<()> {
     let wrong = wrong.run("pull", &[&reference]).await?;
     ensure!(wrong.code == Some(1) && wrong.stderr.contains("the credentials of \"eve\" are refused"), "{wrong:?}");
     ensure!(!wrong.stderr.contains("not-the-word"), "{wrong:?}");
+    let wasm = place::guest("hello-wasip2")?.display().to_string();
+    let push = Laptop::new(&plain, None)?.run("push", &[&wasm, &reference]).await?;
+    ensure!(push.code == Some(1) && push.stderr.contains("there are no credentials for it"), "{push:?}");
+    ensure!(!push.stderr.contains("asked"), "who is refused does not ask again: {push:?}");
 
     let tokens = Registry::with_token_server(USER, PASSWORD).await?;
     Artifact::wasm(numbered(1)?).push(&tokens, "hello:1").await?;
@@ -320,6 +324,27 @@ async fn a_tag_that_is_broken_is_told_and_changes_nothing() -> Result<()> {
     drop(host);
     let host = laptop.serve([component()], &[]).await?;
     answers(&host, "hello").await
+}
+
+/// What a tag leads to may turn out to be no component only when it is compiled: the next host, too, serves what was served before.
+#[tokio::test]
+async fn a_tag_that_leads_to_no_component_leaves_what_it_led_to_before() -> Result<()> {
+    let mut registry = Registry::start().await?;
+    Artifact::wasm(numbered(1)?).push(&registry, "hello:1").await?;
+    let laptop = Laptop::plain(&[registry.host()])?;
+    let reference = format!("{}/hello:1", registry.host());
+    let component = Component::image("hello", &reference);
+    drop(laptop.serve([component.clone()], &[]).await?);
+    Artifact::wasm(&b"this is no component"[..]).push(&registry, "hello:1").await?;
+    laptop.run("pull", &[&reference]).await?;
+    for _ in 0..2 {
+        let host = laptop.serve([component.clone()], &[]).await?;
+        answers(&host, "hello").await?;
+        let warned = host.log().iter().any(|line| line.contains("what the tag led to before is served"));
+        ensure!(warned, "{:?}", host.log());
+        registry.stop();
+    }
+    Ok(())
 }
 
 #[tokio::test]

@@ -132,6 +132,25 @@ mod tests {
         }
     }
 
+    /// With `PILLION_UPDATE_GOLDEN` they are written.
+    #[test]
+    fn the_chart_has_the_definitions() {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/chart/crds");
+        for (name, text) in definitions().unwrap() {
+            let path = folder.join(name);
+            if std::env::var_os("PILLION_UPDATE_GOLDEN").is_some() {
+                std::fs::create_dir_all(&folder).unwrap();
+                std::fs::write(&path, &text).unwrap();
+            }
+            let there = std::fs::read_to_string(&path).unwrap_or_default();
+            assert!(
+                there == text,
+                "{} is of another version: run this test with PILLION_UPDATE_GOLDEN=1",
+                path.display()
+            );
+        }
+    }
+
     #[test]
     fn the_definitions_have_a_schema_that_knows_every_field() {
         for (name, text) in definitions().unwrap() {

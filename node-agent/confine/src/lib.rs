@@ -32,6 +32,8 @@ pub enum Process {
     Worker,
     /// Pulls one artifact from a registry.
     Puller,
+    /// Follows what control says to the node.
+    Follower,
     /// Puts the CNI plugin on the node, or takes it away.
     Installer,
     /// Compiles one component, on one thread, from a descriptor to another.
@@ -61,7 +63,7 @@ impl Process {
         match self {
             Self::Keeper => CapabilitySet::SYS_ADMIN | CapabilitySet::SYS_PTRACE,
             Self::Installer => CapabilitySet::DAC_OVERRIDE,
-            Self::Supervisor | Self::Worker | Self::Puller | Self::Compiler => CapabilitySet::empty(),
+            Self::Supervisor | Self::Worker | Self::Puller | Self::Follower | Self::Compiler => CapabilitySet::empty(),
         }
     }
 
@@ -71,7 +73,7 @@ impl Process {
             Self::Keeper => vec![BASE, THREADS, FILES, POLLING, SOCKETS, NAMESPACES],
             Self::Supervisor => vec![BASE, THREADS, FILES, POLLING, SOCKETS, SCHEDULING, WATCHING, SPAWNING],
             Self::Worker => vec![BASE, THREADS, FILES, POLLING, SOCKETS, SCHEDULING],
-            Self::Puller => vec![BASE, THREADS, FILES, POLLING, SOCKETS],
+            Self::Puller | Self::Follower => vec![BASE, THREADS, FILES, POLLING, SOCKETS],
             Self::Installer => vec![BASE, THREADS, FILES, POLLING, SOCKETS, WATCHING],
             Self::Compiler => vec![BASE],
         }
@@ -84,7 +86,7 @@ impl Process {
     /// See [`ConfineError`].
     pub fn confine(self) -> Result<(), ConfineError> {
         drop_capabilities(self.capabilities()).map_err(ConfineError::Capabilities)?;
-        if matches!(self, Self::Supervisor | Self::Puller) {
+        if matches!(self, Self::Supervisor | Self::Puller | Self::Follower) {
             // Workers are the same user: without this they could look into their memory, in which passwords are, and write into it.
             set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(ConfineError::Capabilities)?;
         }
@@ -102,13 +104,13 @@ impl Process {
             let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
             rules.insert(libc::SYS_clone, vec![first_is(SeccompCmpOp::MaskedEq(thread), thread)?]);
         }
-        if matches!(self, Self::Worker | Self::Puller | Self::Compiler) {
+        if matches!(self, Self::Worker | Self::Puller | Self::Follower | Self::Compiler) {
             // The supervisor is the same user, and may do more: it is neither signalled nor limited by them.
             let own = u64::from(std::process::id());
             rules.insert(libc::SYS_tgkill, vec![first_is(SeccompCmpOp::Eq, own)?]);
             rules.insert(libc::SYS_prlimit64, vec![first_is(SeccompCmpOp::Eq, 0)?]);
         }
-        if matches!(self, Self::Worker | Self::Puller) {
+        if matches!(self, Self::Worker | Self::Puller | Self::Follower) {
             // No Unix socket: who connects to the keeper's is known by the user alone.
             let families = [libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
             let families = families.map(|family| first_is(SeccompCmpOp::Eq, u64::from(family.unsigned_abs())));

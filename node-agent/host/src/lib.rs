@@ -1,17 +1,18 @@
 //! The host: the part of Pillion that runs every guest of a node.
 //!
-//! One program, `pillion`, is four processes. The [`supervisor`] holds the listeners and starts the others; the [`worker`]
+//! One program, `pillion`, is five processes. The [`supervisor`] holds the listeners and starts the others; the [`worker`]
 //! runs guests; the [`compiler`] is a short-lived child that turns one component into native code, the puller of [`registry`]
-//! another one that brings an artifact into the store. `pillion run` on a laptop and the DaemonSet's container are the same code:
+//! another one that brings an artifact into the store, the [`follower`] hears what control says. `pillion run` on a laptop and the DaemonSet's container are the same code:
 //! only where listeners and components come from differs.
 //!
 //! | room | holds |
 //! |---|---|
-//! | [`catalog`] | components and bindings, read from files |
+//! | [`catalog`] | components and bindings, read from files or told by control |
 //! | [`commands`] | the command line |
 //! | [`compiler`] | the child that compiles, and what it finds out about a component |
 //! | [`endpoint`] | listeners, connections, HTTP, what a caller gets |
 //! | [`engine`] | wasmtime's settings, linking, loading |
+//! | [`follower`] | the child that follows control |
 //! | [`guest`] | what an instance sees: interfaces, logs, memory limit; how it is called |
 //! | [`idle`] | the timer for silence that bodies and connections share |
 //! | [`outbound`] | where guests may call out to, and the calls |
@@ -31,6 +32,7 @@ pub mod commands;
 pub mod compiler;
 pub mod endpoint;
 pub mod engine;
+pub mod follower;
 pub mod guest;
 pub mod idle;
 pub mod outbound;

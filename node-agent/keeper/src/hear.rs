@@ -9,6 +9,7 @@ use std::{
 
 use pillion_protocol::{
     annotation::{Sidecar, Sidecars},
+    id::ComponentId,
     keeper::{Add, Endpoint, FromHost, ToHost, VERSION, Wait},
     pod::Pod as PodName,
 };
@@ -65,7 +66,7 @@ impl Keeper {
                 }
                 self.hosts.tell_one(id, &ToHost::Complete, &[]);
             }
-            FromHost::Component { name, fate } => self.hosts.note(id, name, fate),
+            FromHost::Component { namespace, name, fate } => self.hosts.note(id, ComponentId { namespace, name }, fate),
             FromHost::Desired { pod, sidecars, netns } => self.desire(pod, sidecars, netns),
             FromHost::Ended(uid) => {
                 self.desired.remove(&uid);

@@ -17,6 +17,7 @@ use std::{
 
 use pillion_protocol::{
     annotation::{Port, Sidecars},
+    id::ComponentId,
     keeper::{Endpoint, Fate, FromHost, MAX_MESSAGE, ToHost},
     name::Name,
     pod::PodUid,
@@ -125,7 +126,7 @@ struct Host {
     listeners_max: Option<usize>,
     /// It has said what it holds, and is told of every change.
     introduced: bool,
-    fates: BTreeMap<Name, Fate>,
+    fates: BTreeMap<ComponentId, Fate>,
     /// What it has handed back and is not told again: the component and the number of listeners of each.
     handed_back: BTreeMap<(PodUid, Port), (Name, usize)>,
 }
@@ -196,7 +197,7 @@ impl Hosts {
     /// Forgets what became of components that cannot be served and that nobody has.
     pub fn forget_fates(&mut self, is_bound: impl Fn(&Name) -> bool) {
         for host in self.0.values_mut() {
-            host.fates.retain(|name, fate| *fate == Fate::Ready || is_bound(name));
+            host.fates.retain(|component, fate| *fate == Fate::Ready || is_bound(&component.name));
         }
     }
 
@@ -206,21 +207,24 @@ impl Hosts {
     }
 
     /// One has said what became of a component.
-    pub fn note(&mut self, id: HostId, name: Name, fate: Fate) {
+    pub fn note(&mut self, id: HostId, component: ComponentId, fate: Fate) {
         if let Some(host) = self.0.get_mut(&id).filter(|host| host.fates.len() < FATES) {
-            host.fates.insert(name, fate);
+            host.fates.insert(component, fate);
         }
     }
 
-    /// Which of these components no host has ready, and why; `None` if there is none.
-    pub fn unready(&self, sidecars: &Sidecars) -> Option<String> {
+    /// Which of these components no host has ready for pods of the namespace, and why; `None` if there is none.
+    pub fn unready(&self, namespace: &str, sidecars: &Sidecars) -> Option<String> {
         if self.0.is_empty() {
             return Some("the host of this node is away".into());
         }
+        let namespace: Option<Name> = namespace.parse().ok();
         let unready = |name: &Name| {
             let mut why = None;
+            // A host that serves a folder knows of no namespaces.
+            let [own, any] = [namespace.clone(), None].map(|namespace| ComponentId { namespace, name: name.clone() });
             for host in self.0.values() {
-                match host.fates.get(name) {
+                match host.fates.get(&own).or_else(|| host.fates.get(&any)) {
                     Some(Fate::Ready) => return None,
                     Some(Fate::Failed(text)) => why = Some(format!("{name} cannot be served: {text}")),
                     None => {}

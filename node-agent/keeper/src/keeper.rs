@@ -194,7 +194,7 @@ impl Keeper {
 
     fn pending(&self, add: &Add) -> Option<Pending> {
         if add.wait == Wait::Ready
-            && let Some(why) = self.hosts.unready(&add.sidecars)
+            && let Some(why) = self.hosts.unready(&add.pod.namespace, &add.sidecars)
         {
             return Some(Pending::Components(why));
         }

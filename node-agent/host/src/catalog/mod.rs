@@ -1,6 +1,7 @@
-//! The catalog: components and bindings, as read from files. In a cluster they will come from control.
+//! The catalog: components and bindings, as read from files; and, in a cluster, as control tells them.
 
 pub mod folder;
+pub mod told;
 pub mod watch;
 
 use std::{collections::BTreeMap, path::PathBuf};

@@ -1,6 +1,6 @@
-//! `pillion host`: the node's host. Components come from a folder, endpoints from the keeper.
+//! `pillion host`: the node's host. Components come from control, or from a folder; endpoints from the keeper.
 
-use std::{collections::BTreeMap, path::PathBuf, process::ExitCode};
+use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, sync::mpsc::Sender};
 
 use pillion_confine::Process;
 use pillion_protocol::{
@@ -15,23 +15,27 @@ use super::{
 };
 use crate::{
     catalog::{CatalogError, Components, Entry, folder, watch},
+    follower,
     store::Store,
     supervisor::{
-        Desired, Input, Supervisor, keeper,
+        Desired, Input, Supervisor,
+        control::Control,
+        keeper,
         message::{Event, Log, LogFormat, Settings},
     },
 };
 
-/// Serves the pods of a node: components from a folder, endpoints from the keeper.
+/// Serves the pods of a node: components from control or from a folder, endpoints from the keeper.
 #[derive(clap::Args)]
-#[command(after_help = "Example:
+#[command(after_help = "Examples:
   pillion host --catalog /etc/pillion/catalog --store /var/lib/pillion/host
+  pillion host --control https://pillion-control.pillion-system.svc:8443 --control-ca /etc/pillion/ca/ca.crt \\
+    --control-token /var/run/secrets/pillion/token
 
 It needs no capability. SIGTERM ends requests in flight first and removes nothing.")]
 pub(super) struct Host {
-    /// A folder of component resources (apiVersion pillion.dev/v1alpha1); changes in it are followed
-    #[arg(long, value_name = "DIR", env = "PILLION_CATALOG")]
-    catalog: PathBuf,
+    #[command(flatten)]
+    from: FromArgs,
     /// The keeper's socket for the host
     #[arg(long, value_name = "PATH", default_value = "/run/pillion/host/keeper.sock", env = "PILLION_HOST_SOCKET")]
     keeper_socket: PathBuf,
@@ -53,12 +57,64 @@ pub(super) struct Host {
     log: Option<String>,
 }
 
+/// Where components come from: a folder, or control.
+#[derive(clap::Args)]
+#[group(required = true)]
+struct FromArgs {
+    /// A folder of component resources (apiVersion pillion.dev/v1alpha1); changes in it are followed
+    #[arg(long, value_name = "DIR", env = "PILLION_CATALOG", conflicts_with = "control")]
+    catalog: Option<PathBuf>,
+    /// Where control is, which tells what the node's pods need
+    #[arg(long, value_name = "https://HOST:PORT", env = "PILLION_CONTROL", requires_all = ["control_ca", "control_token"])]
+    control: Option<String>,
+    /// The certificate of control's authority, PEM; it is read again for each connection
+    #[arg(long, value_name = "FILE", env = "PILLION_CONTROL_CA")]
+    control_ca: Option<PathBuf>,
+    /// This node's token for control; it is read again for each connection
+    #[arg(long, value_name = "FILE", env = "PILLION_CONTROL_TOKEN")]
+    control_token: Option<PathBuf>,
+}
+
+impl FromArgs {
+    fn control(&self) -> Option<follower::message::Settings> {
+        let (url, authority, token) = (self.control.clone()?, self.control_ca.clone()?, self.control_token.clone()?);
+        Some(follower::message::Settings { url: url.trim_end_matches('/').to_owned(), authority, token })
+    }
+}
+
 /// The catalog in `folder`; one without components is a catalog too.
 fn read(folder: &PathBuf) -> Result<Components, CatalogError> {
     match folder::read(std::slice::from_ref(folder)) {
         Err(CatalogError::EmptyFolder(_)) => Ok(Components::new()),
         read => read,
     }
+}
+
+/// Tells the supervisor what changes in the folder.
+fn follow_folder(folder: PathBuf, mut known: Components, inputs: Sender<Input>) -> anyhow::Result<()> {
+    let files = [folder.clone()];
+    let follow = watched(&files, &known);
+    watch::watch(follow, move || match read(&folder) {
+        Ok(components) => {
+            for name in known.keys().filter(|name| !components.contains_key(*name)) {
+                _ = inputs.send(Input::ComponentGone(name.clone().into()));
+            }
+            for (name, Entry { spec, .. }) in &components {
+                // The content of a file may be another one; what a tag leads to is looked at in its own time.
+                let same = known.get(name).is_some_and(|known| known.spec == *spec);
+                if !same || matches!(spec.image, Image::Path(_)) {
+                    _ = inputs.send(Input::Component(name.clone().into(), Box::new(spec.clone())));
+                }
+            }
+            let follow = watched(&files, &components);
+            known = components;
+            Some(follow)
+        }
+        Err(error) => {
+            tracing::error!(%error, "the catalog cannot be read: everything is served as it was");
+            None
+        }
+    })
 }
 
 impl Host {
@@ -71,8 +127,14 @@ impl Host {
         );
         listen::raise_descriptor_limit();
         Process::Supervisor.confine()?;
-        let components = read(&self.catalog)?;
         Store::open(&self.store)?.sweep();
+        let control = self.from.control().map(|settings| Control::open(settings, &self.store)).transpose()?;
+        let catalog = self
+            .from
+            .catalog
+            .as_ref()
+            .map(|folder| Ok::<_, CatalogError>((folder.clone(), read(folder)?)))
+            .transpose()?;
         let KeepArgs { store_quota, tag_refresh } = self.keep;
         let settings = Settings {
             store: self.store,
@@ -82,39 +144,21 @@ impl Host {
             drain_timeout: self.drain_timeout,
             log,
         };
-        let files = [self.catalog.clone()];
-        let follow = watched(&files, &components);
-        let mut known = components.clone();
-        let components = components.into_iter().map(|(name, entry)| (name, entry.spec.into())).collect();
+        let of_folder = catalog.iter().flat_map(|(_, components)| components);
+        let of_folder = of_folder.map(|(name, entry)| (name.clone().into(), entry.spec.clone().into()));
+        let of_control = control.iter().flat_map(Control::components);
+        let of_control = of_control.map(|(id, spec)| (id.clone(), spec.clone().into()));
         let supervisor = Supervisor::new(Desired {
             settings,
             registries: self.registry.location(),
-            components,
+            components: of_folder.chain(of_control).collect(),
             bindings: BTreeMap::new(),
+            control,
         });
         terminate_on_signals(supervisor.inputs())?;
-        let inputs = supervisor.inputs();
-        watch::watch(follow, move || match read(&self.catalog) {
-            Ok(components) => {
-                for name in known.keys().filter(|name| !components.contains_key(*name)) {
-                    _ = inputs.send(Input::ComponentGone(name.clone()));
-                }
-                for (name, Entry { spec, .. }) in &components {
-                    // The content of a file may be another one; what a tag leads to is looked at in its own time.
-                    let same = known.get(name).is_some_and(|known| known.spec == *spec);
-                    if !same || matches!(spec.image, Image::Path(_)) {
-                        _ = inputs.send(Input::Component(name.clone(), Box::new(spec.clone())));
-                    }
-                }
-                let follow = watched(&files, &components);
-                known = components;
-                Some(follow)
-            }
-            Err(error) => {
-                tracing::error!(%error, "the catalog cannot be read: everything is served as it was");
-                None
-            }
-        })?;
+        if let Some((folder, components)) = catalog {
+            follow_folder(folder, components, supervisor.inputs())?;
+        }
         keeper::follow(self.keeper_socket, supervisor.inputs())?;
         supervisor.run(|event| {
             let event = serde_json::to_string::<Event>(&event).unwrap_or_default();

@@ -31,7 +31,7 @@ struct Pillion {
 enum Command {
     /// Serves components on localhost, each at a port of its own
     Run(run::Run),
-    /// Serves the pods of a node: components from a folder, endpoints from the keeper
+    /// Serves the pods of a node: components from control or from a folder, endpoints from the keeper
     Host(host::Host),
     /// Compiles components ahead of time into the store, so that they are there when they are run
     Compile(compile::Compile),
@@ -45,6 +45,8 @@ enum Command {
     Worker,
     #[command(hide = true)]
     Puller { parent: u32 },
+    #[command(hide = true)]
+    Follower { parent: u32 },
     #[command(hide = true)]
     Compiler { parent: u32 },
 }
@@ -83,7 +85,7 @@ struct KeepArgs {
     /// How much the store may hold; what was not used for longest leaves first, nothing that is served
     #[arg(long, value_name = "SIZE", default_value = "10Gi")]
     store_quota: ByteSize,
-    /// How often it is looked whether tags in registries lead elsewhere
+    /// How often it is looked whether tags in registries lead elsewhere; `pillion run` looks only with --watch
     #[arg(long, value_name = "DURATION", default_value = "5m")]
     tag_refresh: Span,
 }
@@ -123,6 +125,7 @@ pub fn main() -> ExitCode {
         Command::Push(push) => push.run(),
         Command::Worker => crate::worker::main().map(|()| ExitCode::SUCCESS),
         Command::Puller { parent } => crate::registry::puller::main(parent).map(|()| ExitCode::SUCCESS),
+        Command::Follower { parent } => crate::follower::main(parent).map(|()| ExitCode::SUCCESS),
         Command::Compiler { parent } => crate::compiler::main(parent).map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error| {

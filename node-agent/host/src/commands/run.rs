@@ -28,6 +28,7 @@ use super::{KeepArgs, Output, RegistryArgs, StoreArgs, listeners::Listeners, out
 use crate::{
     catalog::{
         CatalogError, Components, Entry, folder,
+        told::Verdict,
         watch::{self, Watched},
     },
     store::Store,
@@ -175,11 +176,12 @@ impl Run {
         for (name, port) in ports {
             match listeners.open(&name, port)? {
                 Ok((port, listeners)) => {
-                    let binding = Binding { component: name.clone(), name, port, pod: None };
+                    let (component, verdict) = (name.clone().into(), Verdict::Served);
+                    let binding = Binding { component, name, port, pod: None, verdict };
                     bindings.insert((None, port), Bound::from((binding, listeners)));
                 }
                 Err((port, message)) => {
-                    let (component, binding, reason) = (name.clone(), name, Reason::Port);
+                    let (component, binding, reason) = (name.clone().into(), name, Reason::Port);
                     output.write(&Event::Failed { component, binding, port, reason, message });
                 }
             }
@@ -187,12 +189,12 @@ impl Run {
         if bindings.is_empty() {
             return Ok(ExitCode::FAILURE);
         }
-        let bound: BTreeSet<_> = bindings.values().map(|bound| bound.component().clone()).collect();
+        let bound: BTreeSet<_> = bindings.values().map(|bound| bound.component().name.clone()).collect();
         let watched = self.watch.then(|| self::watched(&self.sources().files, &components));
         let components = components
             .into_iter()
             .filter(|(name, _)| bound.contains(name))
-            .map(|(name, entry)| (name, entry.spec.into()));
+            .map(|(name, entry)| (name.into(), entry.spec.into()));
         // What is not watched stays as it is.
         let tag_refresh = self.watch.then_some(self.keep.tag_refresh);
         let KeepArgs { store_quota, .. } = self.keep;
@@ -204,6 +206,7 @@ impl Run {
             registries: self.registry.location(),
             components: components.collect(),
             bindings,
+            control: None,
         });
         terminate_on_signals(supervisor.inputs())?;
         if let Some(watched) = watched {
@@ -237,7 +240,7 @@ impl Run {
             Ok(components) => {
                 let now = self::watched(&sources.files, &components);
                 for (name, entry) in components.into_iter().filter(|(name, _)| bound.contains(name)) {
-                    _ = inputs.send(Input::Component(name, Box::new(entry.spec)));
+                    _ = inputs.send(Input::Component(name.into(), Box::new(entry.spec)));
                 }
                 Some(now)
             }

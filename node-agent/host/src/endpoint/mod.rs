@@ -6,6 +6,7 @@
 mod app;
 pub mod body;
 mod connection;
+mod gate;
 pub mod problem;
 mod request;
 mod served;
@@ -24,7 +25,7 @@ use std::{
     time::Duration,
 };
 
-use pillion_protocol::{annotation::Port, name::Name, pod::Pod};
+use pillion_protocol::{annotation::Port, id::ComponentId, name::Name, pod::Pod};
 use pillion_sockets::listen;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -32,12 +33,13 @@ use tokio::{
     task::AbortHandle,
 };
 
-use self::served::Served;
 pub use self::{
     app::{App, Own},
     served::{Part, State, Version},
 };
+use self::{gate::Gate, served::Served};
 use crate::{
+    catalog::told::Verdict,
     engine::cache::Cache,
     scheduler::{
         Scheduler,
@@ -82,7 +84,7 @@ pub struct Shared {
 #[derive(Debug)]
 pub struct Broken {
     /// The component.
-    pub component: Name,
+    pub component: ComponentId,
     /// Why.
     pub why: String,
     /// The engine refuses what its own compiler wrote: making it anew does not help.
@@ -166,12 +168,13 @@ impl Closing {
 /// One binding.
 pub struct Endpoint {
     binding: Name,
-    component: Name,
+    component: ComponentId,
     port: Port,
     pod: Option<Pod>,
     /// The tasks that accept at its listeners.
     accepting: Mutex<Vec<AbortHandle>>,
     closing: Closing,
+    gate: Gate,
     state: watch::Receiver<State>,
     account: Arc<Account>,
     served: Served,
@@ -191,17 +194,36 @@ fn listening(listener: TcpListener) -> io::Result<TcpListener> {
 impl Endpoint {
     /// A binding, whose component's state is told by `state`.
     pub fn new(binding: Binding, state: watch::Receiver<State>, shared: Arc<Shared>) -> Self {
-        let Binding { name: binding, component, port, pod } = binding;
+        let Binding { name: binding, component, port, pod, verdict } = binding;
         let account = shared.scheduler.account();
         let connections = Arc::new(Semaphore::new(shared.connections_each));
         let (served, held) = (Served::default(), AtomicUsize::new(0));
-        let (accepting, closing) = (Mutex::default(), Closing::default());
-        Self { binding, component, port, pod, accepting, closing, state, account, served, connections, held, shared }
+        let (accepting, closing, gate) = (Mutex::default(), Closing::default(), Gate::new(verdict));
+        Self {
+            binding,
+            component,
+            port,
+            pod,
+            accepting,
+            closing,
+            gate,
+            state,
+            account,
+            served,
+            connections,
+            held,
+            shared,
+        }
     }
 
     /// Whether it is this binding's.
     pub fn is_of(&self, binding: &Binding) -> bool {
         self.binding == binding.name && self.component == binding.component
+    }
+
+    /// Whether its pod may have the component is otherwise now.
+    pub fn judge(&self, verdict: Verdict) {
+        self.gate.set(verdict);
     }
 
     /// Closes its listeners: others take their place, or it ends.

@@ -40,6 +40,8 @@ pub enum Problem {
     NotReady,
     /// The component cannot be served.
     Unavailable(String),
+    /// The pod may not have the component.
+    NotAllowed(String),
     /// A request that no guest gets to see.
     BadRequest(&'static str),
     /// A fault of the host.
@@ -82,6 +84,7 @@ impl Problem {
             Self::NodeLimit => (StatusCode::SERVICE_UNAVAILABLE, "node-limit", "The node has no room for this request"),
             Self::NotReady => (StatusCode::SERVICE_UNAVAILABLE, "not-ready", "The component is still being compiled"),
             Self::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "The component cannot be served"),
+            Self::NotAllowed(_) => (StatusCode::FORBIDDEN, "not-allowed", "This pod may not have the component"),
             Self::BadRequest(_) => {
                 (StatusCode::BAD_REQUEST, "bad-request", "The request is not one that can be served")
             }
@@ -91,7 +94,11 @@ impl Problem {
 
     fn detail(&self) -> String {
         let text = match self {
-            Self::Trap(text) | Self::GuestError(text) | Self::Unavailable(text) | Self::Host(text) => text.as_str(),
+            Self::Trap(text)
+            | Self::GuestError(text)
+            | Self::Unavailable(text)
+            | Self::NotAllowed(text)
+            | Self::Host(text) => text.as_str(),
             Self::NoResponse => "the guest ended and set no response",
             Self::MemoryLimit => "see spec.limits.memory of the component",
             Self::CpuLimit => "see spec.limits.cpuTime of the component",

@@ -71,7 +71,7 @@ pub(super) async fn serve(
     };
     let reason = problem.reason();
     tracing::debug!(component = %endpoint.component, binding = %endpoint.binding, reason, ?problem, "answered in the guest's stead");
-    Ok(ReplyBody::host(problem.response(endpoint.component.as_str(), endpoint.binding.as_str()), &method))
+    Ok(ReplyBody::host(problem.response(&endpoint.component.to_string(), endpoint.binding.as_str()), &method))
 }
 
 async fn answer(
@@ -213,6 +213,11 @@ impl Endpoint {
 
     /// What is served now; waits while the component is being prepared.
     async fn serving(&self, arrived: Instant) -> Result<Arc<Serving>, Problem> {
+        let _unsaid = match self.gate.is_said() {
+            true => None,
+            false => Some(Held::new(&self.held).ok_or(Problem::ConcurrencyLimit)?),
+        };
+        self.gate.pass(arrived + Limits::default().head_timeout.get().get()).await?;
         let mut state = self.state.clone();
         let now = state.borrow_and_update().clone();
         let now = match now {

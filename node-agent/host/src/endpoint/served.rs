@@ -138,7 +138,7 @@ fn surroundings(part: &Part, spec: &ComponentSpec, endpoint: &Endpoint) -> Surro
                 env: pairs(&spec.env),
                 config: Arc::new(Config::new(pairs(&spec.config))),
                 outbound: Outbound::new(&spec.allowed_outbound_hosts),
-                logs: Logs::new(component.as_str(), binding.as_str(), pod.as_ref()),
+                logs: Logs::new(component.name.as_str(), binding.as_str(), pod.as_ref()),
             }
         }
         Some(own) => {
@@ -147,7 +147,7 @@ fn surroundings(part: &Part, spec: &ComponentSpec, endpoint: &Endpoint) -> Surro
                 env: settings.env.clone(),
                 config: Arc::new(Config::new(settings.config.clone())),
                 outbound: Outbound::new(&settings.allowed_outbound_hosts),
-                logs: Logs::new(&format!("{component}/{id}"), binding.as_str(), pod.as_ref()),
+                logs: Logs::new(&format!("{}/{id}", component.name), binding.as_str(), pod.as_ref()),
             }
         }
     }

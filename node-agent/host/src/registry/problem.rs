@@ -53,6 +53,14 @@ impl Source {
         let registry = &self.registry;
         match error {
             OciDistributionError::RequestError(error) if error.is_timeout() => late(timeout),
+            // An upload's refusals come as these.
+            OciDistributionError::RequestError(error) if error.status().is_some() => {
+                let code = error.status().map_or(0, |status| status.as_u16());
+                match code {
+                    401 => self.unauthorized(),
+                    code => self.answered(code, "it refuses"),
+                }
+            }
             OciDistributionError::RequestError(error) => {
                 // Where a redirect has led to may have a signature in it.
                 let text = self.words(&chain(&error.without_url()));
@@ -71,10 +79,7 @@ impl Source {
                 }
             }
             OciDistributionError::IoError(error) => Problem::passing(self.words(&chain(&error))),
-            OciDistributionError::ServerError { code, message, .. } => {
-                let text = format!("HTTP {code}: {}", self.words(&message));
-                if code == 429 || code == 408 || code >= 500 { Problem::passing(text) } else { Problem::lasting(text) }
-            }
+            OciDistributionError::ServerError { code, message, .. } => self.answered(code, &message),
             OciDistributionError::RegistryError { envelope, .. } => {
                 let words = envelope
                     .errors
@@ -84,14 +89,7 @@ impl Source {
                 let text = words.collect::<Vec<_>>().join("; ");
                 if is_limiting(&envelope) { Problem::passing(text) } else { Problem::lasting(text) }
             }
-            OciDistributionError::UnauthorizedError { .. } => Problem::lasting(match &self.login {
-                Login::Anonymous => {
-                    "HTTP 401: it wants to know who asks, and there are no credentials for it".to_owned()
-                }
-                Login::Basic { username, .. } => {
-                    format!("HTTP 401: the credentials of {:?} are refused", shown(username))
-                }
-            }),
+            OciDistributionError::UnauthorizedError { .. } => self.unauthorized(),
             OciDistributionError::AuthenticationFailure(reason) => {
                 let text = format!("its token server gives no token: {}", self.words(&reason));
                 // The library keeps no status: what does not sound like a refusal may pass.
@@ -102,6 +100,19 @@ impl Source {
             }
             other => Problem::lasting(self.words(&chain(&other))),
         }
+    }
+
+    /// What a status means that is no success.
+    fn answered(&self, code: u16, message: &str) -> Problem {
+        let text = format!("HTTP {code}: {}", self.words(message));
+        if code == 429 || code == 408 || code >= 500 { Problem::passing(text) } else { Problem::lasting(text) }
+    }
+
+    fn unauthorized(&self) -> Problem {
+        Problem::lasting(match &self.login {
+            Login::Anonymous => "HTTP 401: it wants to know who asks, and there are no credentials for it".to_owned(),
+            Login::Basic { username, .. } => format!("HTTP 401: the credentials of {:?} are refused", shown(username)),
+        })
     }
 
     /// A stranger's words, as far as they are fit to be told: whoever we talk to may say back what it was told.

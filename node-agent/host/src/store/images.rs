@@ -28,6 +28,16 @@ pub enum Image {
 struct Tag {
     reference: Reference,
     digest: Digest,
+    /// What it led to when that could last be served: what it leads to now may turn out to be no component.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    served: Option<Digest>,
+}
+
+impl Tag {
+    /// What it led to when that could last be served; before that, what it leads to.
+    fn known(&self) -> Digest {
+        self.served.unwrap_or(self.digest)
+    }
 }
 
 impl Image {
@@ -57,10 +67,14 @@ impl Store {
         self.write(&self.image_path(manifest), image)
     }
 
-    /// What a tag led to when it was last looked at.
+    /// What a tag led to when that could last be served; if that never was, what it led to when it was last looked at.
     pub fn tag(&self, reference: &Reference) -> Option<Digest> {
+        self.read_tag(reference).map(|tag| tag.known())
+    }
+
+    fn read_tag(&self, reference: &Reference) -> Option<Tag> {
         // The name is a digest of the reference: two could only be the same by intent, and then this tells.
-        read::<Tag>(&self.tag_path(reference)).filter(|tag| tag.reference == *reference).map(|tag| tag.digest)
+        read::<Tag>(&self.tag_path(reference)).filter(|tag| tag.reference == *reference)
     }
 
     /// Takes note of what a tag leads to.
@@ -69,10 +83,27 @@ impl Store {
     ///
     /// A full disk.
     pub fn set_tag(&self, reference: &Reference, digest: Digest) -> Result<(), StoreError> {
-        if self.tag(reference) == Some(digest) {
+        let before = self.read_tag(reference);
+        if before.as_ref().is_some_and(|tag| tag.digest == digest) {
             return Ok(());
         }
-        self.write(&self.tag_path(reference), &Tag { reference: reference.clone(), digest })
+        // A record of before this was kept says of nothing that it was served, and of what it leads to that it may have been.
+        let served = before.map(|tag| tag.known());
+        self.write(&self.tag_path(reference), &Tag { reference: reference.clone(), digest, served })
+    }
+
+    /// Takes note that what a tag led to can be served.
+    ///
+    /// # Errors
+    ///
+    /// A full disk.
+    pub fn set_served(&self, reference: &Reference, version: Digest) -> Result<(), StoreError> {
+        match self.read_tag(reference) {
+            Some(tag) if tag.served != Some(version) => {
+                self.write(&self.tag_path(reference), &Tag { served: Some(version), ..tag })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Removes records of what is not here any more.
@@ -85,7 +116,7 @@ impl Store {
             }
         }
         for path in files(self.tags()) {
-            if read::<Tag>(&path).is_none_or(|tag| !self.image_path(tag.digest).exists()) {
+            if read::<Tag>(&path).is_none_or(|tag| !self.image_path(tag.known()).exists()) {
                 _ = fs::remove_file(path);
             }
         }
@@ -137,14 +168,19 @@ mod tests {
     }
 
     #[test]
-    fn a_tag_leads_to_what_it_led_to_last() {
+    fn a_tag_leads_to_what_could_be_served_last() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("store")).unwrap();
         let reference: Reference = "r.example/a:1".parse().unwrap();
         assert_eq!(store.tag(&reference), None);
-        for n in [1, 2] {
-            store.set_tag(&reference, Digest::from_sha256([n; 32])).unwrap();
-        }
-        assert_eq!(store.tag(&reference), Some(Digest::from_sha256([2; 32])));
+        let [first, second, third] = [1, 2, 3].map(|n| Digest::from_sha256([n; 32]));
+        store.set_tag(&reference, first).unwrap();
+        assert_eq!(store.tag(&reference), Some(first));
+        store.set_tag(&reference, second).unwrap();
+        assert_eq!(store.tag(&reference), Some(first), "nobody knows whether the second can be served");
+        store.set_served(&reference, second).unwrap();
+        assert_eq!(store.tag(&reference), Some(second));
+        store.set_tag(&reference, third).unwrap();
+        assert_eq!(store.tag(&reference), Some(second));
     }
 }

@@ -77,7 +77,15 @@ impl Library {
         Some(Stored { version, artifacts, app })
     }
 
-    /// What a tag led to when it was last looked at.
+    /// Takes note that what a tag led to can be served. Without that, a broken version at the same tag may leave nothing to serve after
+    /// a restart.
+    pub fn set_served(&self, reference: &Reference, version: Digest) {
+        if let Err(error) = self.store.set_served(reference, version) {
+            tracing::warn!(%reference, %error, "it cannot be noted what was served last");
+        }
+    }
+
+    /// What a tag led to when that could last be served.
     pub fn tag(&self, reference: &Reference) -> Option<Digest> {
         self.store.tag(reference)
     }

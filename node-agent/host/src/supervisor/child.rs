@@ -101,6 +101,15 @@ impl ClearEnvironment for Command {
     }
 }
 
+/// Starts a follower of control. It is told on its standard input, and says on its standard output.
+///
+/// # Errors
+///
+/// What the kernel says.
+pub fn follower() -> io::Result<Child> {
+    helper("follower").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()
+}
+
 /// Runs a puller to its end; `hear` is told of progress and warnings.
 ///
 /// # Errors

@@ -13,8 +13,8 @@ use std::{
 };
 
 use pillion_protocol::{
+    id::ComponentId,
     keeper::{Endpoint, Fate, FromHost, MAX_MESSAGE, ToHost, VERSION},
-    name::Name,
 };
 use pillion_sockets::{
     link::{Incoming, Link},
@@ -99,6 +99,11 @@ fn listen_to(socket: &Path, inputs: &Sender<Input>, met: &mut Met) -> io::Result
     }
 }
 
+fn of_component(id: &ComponentId, fate: Fate) -> FromHost {
+    let ComponentId { namespace, name } = id.clone();
+    FromHost::Component { namespace, name, fate: shortened(fate) }
+}
+
 /// As much of a text as a message has room for.
 fn shortened(fate: Fate) -> Fate {
     match fate {
@@ -125,6 +130,7 @@ impl Supervisor {
         }
         self.keeper = Some(keeper);
         self.told_fates.clear();
+        self.introduce_pods();
     }
 
     /// What is held is told only to a keeper that does not know it.
@@ -135,21 +141,21 @@ impl Supervisor {
             let descriptors: Vec<_> = listeners.iter().map(AsFd::as_fd).collect();
             keeper.send(&FromHost::Held(endpoint), &descriptors)?;
         }
-        for (name, component) in &self.desired.components {
+        for (id, component) in &self.desired.components {
             if let Some(fate) = component.fate.clone() {
-                keeper.send(&FromHost::Component { name: name.clone(), fate: shortened(fate) }, &[])?;
+                keeper.send(&of_component(id, fate), &[])?;
             }
         }
         keeper.send(&FromHost::Complete, &[])
     }
 
     /// Tells the keeper what became of a component, if that is known.
-    pub(super) fn tell_fate(&self, name: &Name) {
-        let unknown = || Some(Fate::Failed(format!("there is no component {name:?}")));
-        let fate = self.desired.components.get(name).map_or_else(unknown, |component| component.fate.clone());
+    pub(super) fn tell_fate(&self, id: &ComponentId) {
+        let unknown = || self.is_complete().then(|| Fate::Failed(format!("there is no component {id:?}")));
+        let fate = self.desired.components.get(id).map_or_else(unknown, |component| component.fate.clone());
         let (Some(keeper), Some(fate)) = (&self.keeper, fate) else { return };
         // A keeper that cannot be told is gone, and the next one is told everything.
-        if keeper.send(&FromHost::Component { name: name.clone(), fate: shortened(fate) }, &[]).is_err() {
+        if keeper.send(&of_component(id, fate), &[]).is_err() {
             _ = keeper.socket().shutdown(std::net::Shutdown::Both);
         }
     }
@@ -160,6 +166,7 @@ impl Supervisor {
             ToHost::Unbind { pod, port } => self.unbind(&(Some(pod), port)),
             ToHost::Failed { pod, why } => {
                 tracing::error!(namespace = pod.namespace, pod = pod.name, why, "a pod's endpoints are missing");
+                self.failures_of(&pod.uid, Some(why));
             }
             // What was closed while nobody heard it, the keeper has said for each endpoint that it was told of. And the thread that
             // listens has followed already.
@@ -179,7 +186,9 @@ impl Supervisor {
         };
         let listeners: Vec<_> = descriptors.into_iter().filter(is_good).collect();
         let key = (Some(pod.uid.clone()), port);
-        let binding = Binding { component: name.clone(), name, port, pod: Some(pod) };
+        self.failures_of(&pod.uid, None);
+        let (component, verdict) = (self.component_of(&pod, &name), self.verdict(&pod.uid, &name));
+        let binding = Binding { component, name, port, pod: Some(pod), verdict };
         let served = self.desired.bindings.get(&key).is_some_and(|known| {
             let same = known.listeners.iter().zip(&listeners).all(|(known, told)| is_same(known, told));
             same && known.binding == binding && known.listeners.len() == listeners.len()

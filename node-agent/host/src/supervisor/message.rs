@@ -6,6 +6,7 @@ use pillion_protocol::{
     annotation::Port,
     component::ComponentSpec,
     digest::Digest,
+    id::ComponentId,
     name::Name,
     pod::{Pod, PodUid},
     quantity::{ByteSize, Span},
@@ -14,6 +15,7 @@ use pillion_protocol::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    catalog::told::Verdict,
     compiler::facts::Facts,
     registry::message::{Failure, Pulled},
 };
@@ -76,12 +78,14 @@ impl Log {
 pub struct Binding {
     /// The binding's name.
     pub name: Name,
-    /// The component's name.
-    pub component: Name,
+    /// The component.
+    pub component: ComponentId,
     /// The port.
     pub port: Port,
     /// The pod that it is in; `None` on a laptop.
     pub pod: Option<Pod>,
+    /// Whether that may have the component.
+    pub verdict: Verdict,
 }
 
 /// From the supervisor to its worker.
@@ -91,20 +95,22 @@ pub enum ToWorker {
     Settings(Settings),
     /// A component is new or has changed.
     Component {
-        /// Its name.
-        name: Name,
+        /// Which one.
+        id: ComponentId,
         /// What it is.
         spec: Box<ComponentSpec>,
         /// The version that a worker before this one served of it, to go on with; `None` to read its file, or ask what its tag leads to.
         served: Option<Digest>,
     },
     /// A component is no more.
-    ComponentGone(Name),
+    ComponentGone(ComponentId),
     /// Bindings, and how many listeners each has. They come as descriptors, one binding's after the other's, and replace those that
     /// came before.
     Bind(Vec<(Binding, usize)>),
     /// A pod's binding is no more.
     Unbind(PodUid, Port),
+    /// Whether a binding's pod may have its component is otherwise now.
+    Verdict(PodUid, Port, Verdict),
     /// What has this digest took workers down: it is not run.
     Quarantined(Digest),
     /// Everything there is was told.
@@ -147,7 +153,7 @@ pub enum FromWorker {
     /// What became of a component, whether it is bound or not: what is there to serve, or why nothing new is.
     Decided {
         /// The component.
-        component: Name,
+        component: ComponentId,
         /// What became of it.
         result: Result<Served, String>,
     },
@@ -178,14 +184,14 @@ pub enum Event {
     /// An artifact is being pulled, or it is looked where its tag leads.
     Pulling {
         /// The component, or the first of those that wait for it.
-        component: Name,
+        component: ComponentId,
         /// The artifact.
         image: Reference,
     },
     /// An artifact is in the store.
     Pulled {
         /// The component, or the first of those that have waited for it.
-        component: Name,
+        component: ComponentId,
         /// The artifact.
         image: Reference,
         /// Its manifest's digest.
@@ -204,14 +210,14 @@ pub enum Event {
     /// Native code is being made.
     Compiling {
         /// The component.
-        component: Name,
+        component: ComponentId,
         /// Its digest.
         digest: Digest,
     },
     /// A binding answers.
     Ready {
         /// The component.
-        component: Name,
+        component: ComponentId,
         /// The binding.
         binding: Name,
         /// Its port.
@@ -228,7 +234,7 @@ pub enum Event {
     /// A binding cannot be served, or not in its new version.
     Failed {
         /// The component.
-        component: Name,
+        component: ComponentId,
         /// The binding.
         binding: Name,
         /// Its port.

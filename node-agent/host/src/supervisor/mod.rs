@@ -5,6 +5,7 @@
 //! reads nothing from the network.
 
 pub mod child;
+pub mod control;
 mod errands;
 pub mod keeper;
 pub mod message;
@@ -28,17 +29,21 @@ use pillion_protocol::{
     annotation::Port,
     component::ComponentSpec,
     digest::Digest,
+    id::ComponentId,
     keeper::{Endpoint, Fate, ToHost},
-    name::Name,
     pod::PodUid,
     reference::Reference,
+    stream::ToNode,
 };
 use pillion_sockets::{
     link::{Incoming, Link, MAX_DESCRIPTORS},
     listen,
 };
 
-use self::message::{Binding, Event, FromWorker, Served, Settings, ToWorker};
+use self::{
+    control::Control,
+    message::{Binding, Event, FromWorker, Served, Settings, ToWorker},
+};
 use crate::registry::{
     credentials::Credentials,
     message::{Failure, Pulled},
@@ -71,9 +76,9 @@ pub enum Input {
     /// A puller child ended.
     Pulled(Reference, Box<Result<Pulled, Failure>>),
     /// A component is new or has changed.
-    Component(Name, Box<ComponentSpec>),
+    Component(ComponentId, Box<ComponentSpec>),
     /// A component is no more.
-    ComponentGone(Name),
+    ComponentGone(ComponentId),
     /// A keeper is there: what this node's pods have bound comes from it.
     KeeperConnected {
         /// The connection to it.
@@ -83,6 +88,10 @@ pub enum Input {
     },
     /// The keeper said something.
     Keeper(ToHost, Vec<OwnedFd>),
+    /// Control has said something.
+    Told(Box<ToNode>),
+    /// The follower of control has ended.
+    FollowerGone,
     /// The user, or Kubernetes, asks us to end.
     Terminate,
 }
@@ -93,10 +102,12 @@ pub struct Desired {
     pub settings: Settings,
     /// Where the settings for registries are.
     pub registries: Location,
-    /// Components by name.
-    pub components: BTreeMap<Name, Component>,
+    /// Components.
+    pub components: BTreeMap<ComponentId, Component>,
     /// Bindings.
     pub bindings: BTreeMap<BindingKey, Bound>,
+    /// What control tells; `None` where components come from files.
+    pub control: Option<Control>,
 }
 
 /// Identifies a binding: by the pod that it is in, and its port.
@@ -112,7 +123,7 @@ pub struct Bound {
 
 impl Bound {
     /// The component that is bound.
-    pub fn component(&self) -> &Name {
+    pub fn component(&self) -> &ComponentId {
         &self.binding.component
     }
 }
@@ -132,11 +143,13 @@ pub struct Component {
     changed: bool,
     /// What became of it, as far as that is known.
     fate: Option<Fate>,
+    /// Why it is not served as it is wanted now, if it is not: what was served before goes on.
+    failure: Option<String>,
 }
 
 impl From<ComponentSpec> for Component {
     fn from(spec: ComponentSpec) -> Self {
-        Self { spec, served: None, changed: false, fate: None }
+        Self { spec, served: None, changed: false, fate: None, failure: None }
     }
 }
 
@@ -151,7 +164,7 @@ pub struct Supervisor {
     /// The keeper, once one was there.
     keeper: Option<Link>,
     /// Components whose fate it was told when one was bound.
-    told_fates: BTreeSet<Name>,
+    told_fates: BTreeSet<ComponentId>,
     /// Components that took a worker down, and how often.
     culprits: HashMap<Digest, u32>,
     /// Who we are at registries.
@@ -203,6 +216,7 @@ impl Supervisor {
     /// A worker that cannot be started at all.
     pub fn run(mut self, mut report: impl FnMut(Event)) -> anyhow::Result<()> {
         self.start_worker(&mut report)?;
+        self.start_follower()?;
         loop {
             match self.next_input()? {
                 Input::Worker(generation, incoming) if generation == self.generation => {
@@ -240,20 +254,10 @@ impl Supervisor {
                     self.start_worker(&mut report)?;
                 }
                 Input::WorkerGone(_) => {}
-                Input::Component(name, spec) => {
-                    self.tell(&ToWorker::Component { name: name.clone(), spec: spec.clone(), served: None });
-                    // Should the new version turn out to be broken, the old one serves on. The next worker, which knows nothing of it,
-                    // could only serve it as what it is not.
-                    let known = self.desired.components.get(&name).filter(|known| known.spec.image == spec.image);
-                    let served = known.and_then(|known| known.served.clone());
-                    let fate = served.as_ref().map(|_| Fate::Ready);
-                    self.desired.components.insert(name, Component { spec: *spec, served, changed: true, fate });
-                }
-                Input::ComponentGone(name) => {
-                    self.desired.components.remove(&name);
-                    self.tell_fate(&name);
-                    self.tell(&ToWorker::ComponentGone(name));
-                }
+                Input::Component(id, spec) => self.change_component(id, spec),
+                Input::ComponentGone(id) => self.remove_component(id),
+                Input::Told(told) => self.hear_control(*told),
+                Input::FollowerGone => self.start_follower()?,
                 Input::KeeperConnected { link, introduced } => self.meet_keeper(link, introduced),
                 Input::Keeper(said, descriptors) => self.hear_keeper(said, descriptors),
                 Input::Terminate if self.terminating => {
@@ -268,11 +272,32 @@ impl Supervisor {
         }
     }
 
+    fn change_component(&mut self, id: ComponentId, spec: Box<ComponentSpec>) {
+        self.tell(&ToWorker::Component { id: id.clone(), spec: spec.clone(), served: None });
+        // Should the new version turn out to be broken, the old one serves on. The next worker, which knows nothing of it,
+        // could only serve it as what it is not.
+        let known = self.desired.components.get(&id).filter(|known| known.spec.image == spec.image);
+        let served = known.and_then(|known| known.served.clone());
+        let fate = served.as_ref().map(|_| Fate::Ready);
+        let component = Component { spec: *spec, served, changed: true, fate, failure: None };
+        self.desired.components.insert(id, component);
+    }
+
+    fn remove_component(&mut self, id: ComponentId) {
+        self.desired.components.remove(&id);
+        self.tell_fate(&id);
+        self.tell(&ToWorker::ComponentGone(id));
+    }
+
     /// Waits for the next input, and looks after the listeners meanwhile.
     fn next_input(&mut self) -> anyhow::Result<Input> {
         loop {
-            match self.inputs.1.recv_timeout(self.next_look.saturating_duration_since(Instant::now())) {
+            let next = self.report_due().map_or(self.next_look, |due| due.min(self.next_look));
+            match self.inputs.1.recv_timeout(next.saturating_duration_since(Instant::now())) {
                 Ok(input) => return Ok(input),
+                Err(RecvTimeoutError::Timeout) if self.report_due().is_some_and(|due| due <= Instant::now()) => {
+                    self.report()
+                }
                 Err(RecvTimeoutError::Timeout) => {
                     self.next_look = Instant::now() + LOOK;
                     self.listen_again();
@@ -293,9 +318,10 @@ impl Supervisor {
         }
     }
 
-    fn remember(&mut self, component: &Name, result: Result<Served, String>) {
+    fn remember(&mut self, component: &ComponentId, result: Result<Served, String>) {
         let Some(known) = self.desired.components.get_mut(component) else { return };
         known.changed = false;
+        known.failure = result.as_ref().err().cloned();
         known.served = result.as_ref().ok().cloned().or(known.served.take());
         // What serves goes on serving: a broken new version does not take the old one's place.
         let fate = match (&known.served, result) {
@@ -306,6 +332,7 @@ impl Supervisor {
             known.fate = Some(fate);
             self.tell_fate(component);
         }
+        self.report_soon();
     }
 
     fn start_worker(&mut self, report: &mut impl FnMut(Event)) -> anyhow::Result<()> {
@@ -352,12 +379,14 @@ impl Supervisor {
         for (digest, _) in self.culprits.iter().filter(|(_, deaths)| **deaths >= QUARANTINE) {
             self.tell(&ToWorker::Quarantined(*digest));
         }
-        for (name, Component { spec, served, changed, .. }) in components {
-            let (name, spec) = (name.clone(), Box::new(spec.clone()));
+        for (id, Component { spec, served, changed, .. }) in components {
+            let (id, spec) = (id.clone(), Box::new(spec.clone()));
             let served = served.as_ref().map(|served| served.version).filter(|_| !changed);
-            self.tell(&ToWorker::Component { name, spec, served });
+            self.tell(&ToWorker::Component { id, spec, served });
         }
-        self.tell(&ToWorker::Complete);
+        if self.is_complete() {
+            self.tell(&ToWorker::Complete);
+        }
     }
 
     fn tell(&self, message: &ToWorker) {
@@ -405,9 +434,9 @@ impl Supervisor {
         *deaths += 1;
         let (deaths, quarantined) = (*deaths, *deaths >= QUARANTINE);
         let mut names = Vec::new();
-        for (name, component) in &mut self.desired.components {
+        for (id, component) in &mut self.desired.components {
             if component.served.as_ref().is_some_and(|served| served.parts.contains(&culprit)) {
-                names.push(name.as_str());
+                names.push(id.to_string());
                 component.served = component.served.take().filter(|_| !quarantined);
             }
         }

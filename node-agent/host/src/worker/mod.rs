@@ -235,16 +235,21 @@ impl Worker {
 
     fn receive(&mut self, incoming: Incoming<ToWorker>) {
         match incoming.message {
-            ToWorker::Component { name, spec, served } => {
-                let wanted = self.states.want(name, Arc::from(spec));
+            ToWorker::Component { id, spec, served } => {
+                let wanted = self.states.want(id, Arc::from(spec));
                 self.to_look_up.push_back(Preparation { version: served, ..wanted });
             }
-            ToWorker::ComponentGone(name) => {
-                for event in self.states.gone(&name) {
+            ToWorker::ComponentGone(id) => {
+                for event in self.states.gone(&id) {
                     self.preparer.report(event);
                 }
             }
             ToWorker::Unbind(pod, port) => self.unbind(pod, port),
+            ToWorker::Verdict(pod, port, verdict) => {
+                if let Some(endpoint) = self.endpoints.get(&(Some(pod), port)) {
+                    endpoint.judge(verdict);
+                }
+            }
             ToWorker::Quarantined(digest) => self.preparer.quarantine(digest),
             ToWorker::Bind(bindings) => {
                 let mut descriptors = incoming.descriptors.into_iter();
@@ -269,6 +274,7 @@ impl Worker {
         let known = self.endpoints.get(&key);
         let endpoint = match known.filter(|known| known.is_of(&binding)) {
             Some(known) => {
+                known.judge(binding.verdict.clone());
                 known.stop_listening();
                 Arc::clone(known)
             }

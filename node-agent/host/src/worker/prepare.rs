@@ -15,7 +15,7 @@ use std::{
 use pillion_protocol::{
     component::{ComponentSpec, Image},
     digest::Digest,
-    name::Name,
+    id::ComponentId,
     quantity::ByteSize,
     reference::Reference,
 };
@@ -33,7 +33,7 @@ use crate::{
 /// A component to prepare.
 #[derive(Clone, Debug)]
 pub(super) struct Preparation {
-    pub(super) name: Name,
+    pub(super) id: ComponentId,
     pub(super) spec: Arc<ComponentSpec>,
     /// Which of the component's preparations this is: a newer one replaces it.
     pub(super) generation: u64,
@@ -137,6 +137,14 @@ impl Preparer {
         }
     }
 
+    /// What a preparation that has failed leaves to serve: what its tag led to before, if that is another version and all here.
+    pub(super) fn before(&self, preparation: &Preparation) -> Option<Digest> {
+        let Image::Reference(reference) = &preparation.spec.image else { return None };
+        let known = self.library.tag(reference).filter(|known| Some(*known) != preparation.version)?;
+        let tried = preparation.version.is_some() && reference.digest().is_none();
+        (tried && self.library.image(known).is_some()).then_some(known)
+    }
+
     /// Looks for what the component's image holds, and for its native code.
     pub(super) async fn look_up(self: Arc<Self>, preparation: Preparation) -> LookedUp {
         let (preparer, asked) = (Arc::clone(&self), preparation.clone());
@@ -176,6 +184,11 @@ impl Preparer {
             }
         }
         let result = outcome(&preparation, stored, natives).map_err(|failure| failure.of(&preparation.spec.image));
+        if let (Ok(outcome), Image::Reference(reference)) = (&result, &preparation.spec.image)
+            && reference.digest().is_none()
+        {
+            self.library.set_served(reference, outcome.version.digest);
+        }
         Ok(LookedUp::Prepared(Prepared { preparation, result }))
     }
 
@@ -195,7 +208,7 @@ impl Preparer {
     }
 
     /// Has a component compiled; its native code is in the store then.
-    pub(super) async fn compile(self: Arc<Self>, artifact: Artifact, component: Name) -> Result<(), Failure> {
+    pub(super) async fn compile(self: Arc<Self>, artifact: Artifact, component: ComponentId) -> Result<(), Failure> {
         self.report(Event::Compiling { component, digest: artifact.digest });
         let job = self.library.job(&artifact).map_err(|error| Failure::new(Reason::Image, error))?;
         let descriptors = job.descriptors().map_err(|error| Failure::new(Reason::Image, error))?;

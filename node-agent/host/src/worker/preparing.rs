@@ -31,14 +31,14 @@ impl Worker {
             self.looking_up.spawn(Arc::clone(&self.preparer).look_up(preparation));
         }
         while let Some((reference, first)) = self.to_pull.begin(may_pull) {
-            let (preparer, component) = (Arc::clone(&self.preparer), first.name.clone());
+            let (preparer, component) = (Arc::clone(&self.preparer), first.id.clone());
             self.pulling.spawn(async move {
                 let pulled = preparer.pull(reference.clone(), component).await;
                 (reference, pulled)
             });
         }
         while let Some((artifact, first)) = self.to_compile.begin(|_, _| true) {
-            let (preparer, component) = (Arc::clone(&self.preparer), first.name.clone());
+            let (preparer, component) = (Arc::clone(&self.preparer), first.id.clone());
             self.compiling.spawn(async move {
                 let compiled = preparer.compile(artifact.clone(), component).await;
                 (artifact, compiled)
@@ -53,8 +53,8 @@ impl Worker {
         match end {
             PullEnd::Here(version) => preparation.version = Some(*version),
             // What the tag led to before is better than nothing, but not better than what is served.
-            PullEnd::Failed(failure, Some(known)) if !self.states.is_served(&preparation.name) => {
-                tracing::warn!(component = %preparation.name, %known, "{}; what the tag led to before is served", failure.message);
+            PullEnd::Failed(failure, Some(known)) if !self.states.is_served(&preparation.id) => {
+                tracing::warn!(component = %preparation.id, %known, "{}; what the tag led to before is served", failure.message);
                 preparation.version = Some(*known);
             }
             PullEnd::Failed(failure, _) => return self.fail(preparation, failure.clone()),
@@ -90,7 +90,16 @@ impl Worker {
     }
 
     pub(super) fn prepared(&mut self, prepared: Prepared) {
-        let component = prepared.preparation.name.clone();
+        let Prepared { preparation, result } = &prepared;
+        if let Err(failure) = result
+            && !self.states.is_served(&preparation.id)
+            && let Some(known) = self.preparer.before(preparation)
+        {
+            tracing::warn!(component = %preparation.id, %known, "{}; what the tag led to before is served", failure.message);
+            let again = Preparation { version: Some(known), compiled: false, ..prepared.preparation };
+            return self.to_look_up.push_back(again);
+        }
+        let component = prepared.preparation.id.clone();
         let result = match &prepared.result {
             Ok(outcome) => Ok(outcome.version.served()),
             Err(failure) => Err(failure.message.clone()),

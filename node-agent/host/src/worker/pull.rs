@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pillion_protocol::{digest::Digest, name::Name, quantity::ByteSize, reference::Reference};
+use pillion_protocol::{digest::Digest, id::ComponentId, quantity::ByteSize, reference::Reference};
 
 use super::prepare::{Failure, Preparer, locked};
 use crate::{
@@ -36,7 +36,7 @@ impl Preparer {
     }
 
     /// Has an artifact pulled, for a component among others.
-    pub(super) async fn pull(self: Arc<Self>, reference: Reference, component: Name) -> PullEnd {
+    pub(super) async fn pull(self: Arc<Self>, reference: Reference, component: ComponentId) -> PullEnd {
         // Since it was queued, its registry may have turned out to be away.
         if let Some(known) = self.known_while_away(&reference) {
             return PullEnd::Here(known);
@@ -78,7 +78,7 @@ impl Preparer {
     }
 }
 
-fn pulled_event(component: Name, image: Reference, pulled: &Pulled, stale: bool) -> Event {
+fn pulled_event(component: ComponentId, image: Reference, pulled: &Pulled, stale: bool) -> Event {
     Event::Pulled {
         component,
         image,

@@ -70,9 +70,9 @@ mod tests {
 
     fn preparation(name: &str) -> Preparation {
         let spec = Arc::new(ComponentSpec::new(Image::Path("/x.wasm".into())));
-        let name = name.parse().unwrap();
+        let id = name.parse().unwrap();
         Preparation {
-            name,
+            id,
             spec,
             generation: 0,
             began: Instant::now(),
@@ -90,10 +90,10 @@ mod tests {
             queue.push(key, preparation(name));
         }
         let any = |_: &_, _: &[_]| true;
-        assert_eq!(queue.begin(any).map(|(key, first)| (key, first.name.to_string())), Some(("x", "a".into())));
+        assert_eq!(queue.begin(any).map(|(key, first)| (key, first.id.to_string())), Some(("x", "a".into())));
         assert!(queue.begin(any).is_none(), "one at a time");
         queue.push("x", preparation("d"));
-        let waited: Vec<_> = queue.done(&"x").into_iter().map(|waited| waited.name.to_string()).collect();
+        let waited: Vec<_> = queue.done(&"x").into_iter().map(|waited| waited.id.to_string()).collect();
         assert_eq!(waited, ["a", "c", "d"]);
         assert_eq!(queue.begin(any).map(|(key, _)| key), Some("y"));
         queue.done(&"y");

@@ -10,7 +10,7 @@ use pillion_protocol::{
     annotation::Port,
     component::{ComponentSpec, Image, Limits},
     digest::Digest,
-    name::Name,
+    id::ComponentId,
     pod::PodUid,
 };
 use tokio::sync::watch;
@@ -27,7 +27,7 @@ use crate::{
 /// Components and bindings.
 #[derive(Default)]
 pub(super) struct States {
-    components: HashMap<Name, Known>,
+    components: HashMap<ComponentId, Known>,
     /// Preparations so far; never counted anew, since one of a component that was removed may still be on its way.
     preparations: u64,
     /// Everything that is wanted was told: a component that is not known now is known not to be.
@@ -66,8 +66,8 @@ impl Known {
         }
     }
 
-    fn fail_unknown(&self, name: &Name) -> Vec<Event> {
-        let failure = Failure { reason: Reason::Unknown, message: unknown(name) };
+    fn fail_unknown(&self, id: &ComponentId) -> Vec<Event> {
+        let failure = Failure { reason: Reason::Unknown, message: unknown(id) };
         self.state.send_replace(State::Failed(failure.message.as_str().into()));
         self.bindings.iter().map(|binding| failed(binding, &failure)).collect()
     }
@@ -75,9 +75,9 @@ impl Known {
 
 impl States {
     /// A component is wanted like this. Even if its settings are the same, its file may have changed.
-    pub(super) fn want(&mut self, name: Name, spec: Arc<ComponentSpec>) -> Preparation {
+    pub(super) fn want(&mut self, id: ComponentId, spec: Arc<ComponentSpec>) -> Preparation {
         let preparing = State::Preparing(spec.limits.head_timeout.get().get());
-        let known = self.components.entry(name.clone()).or_insert_with(|| Known::new(preparing.clone()));
+        let known = self.components.entry(id.clone()).or_insert_with(|| Known::new(preparing.clone()));
         self.preparations += 1;
         let generation = self.preparations;
         if known.wanted.is_none() {
@@ -88,7 +88,7 @@ impl States {
         }
         known.wanted = Some(Wanted { spec: Arc::clone(&spec), generation, decided: false });
         Preparation {
-            name,
+            id,
             spec,
             generation,
             began: Instant::now(),
@@ -121,12 +121,12 @@ impl States {
     pub(super) fn refresh(&mut self) -> Vec<Preparation> {
         let has_tag =
             |spec: &ComponentSpec| matches!(&spec.image, Image::Reference(reference) if reference.digest().is_none());
-        let due = |(name, known): (&Name, &Known)| {
+        let due = |(id, known): (&ComponentId, &Known)| {
             let wanted = known.wanted.as_ref().filter(|wanted| wanted.decided && has_tag(&wanted.spec))?;
-            Some((name.clone(), Arc::clone(&wanted.spec)))
+            Some((id.clone(), Arc::clone(&wanted.spec)))
         };
         let due: Vec<_> = self.components.iter().filter_map(due).collect();
-        due.into_iter().map(|(name, spec)| self.want(name, spec)).collect()
+        due.into_iter().map(|(id, spec)| self.want(id, spec)).collect()
     }
 
     /// Whether an artifact is to be pulled again some time.
@@ -136,22 +136,22 @@ impl States {
 
     /// Components whose artifacts are to be pulled again now.
     pub(super) fn retries(&mut self, now: Instant) -> Vec<Preparation> {
-        let due = |(name, known): (&Name, &Known)| {
+        let due = |(id, known): (&ComponentId, &Known)| {
             let wanted = known.wanted.as_ref().filter(|wanted| wanted.decided)?;
-            known.retry.filter(|retry| retry.at <= now).map(|_| (name.clone(), Arc::clone(&wanted.spec)))
+            known.retry.filter(|retry| retry.at <= now).map(|_| (id.clone(), Arc::clone(&wanted.spec)))
         };
         let due: Vec<_> = self.components.iter().filter_map(due).collect();
-        due.into_iter().map(|(name, spec)| self.want(name, spec)).collect()
+        due.into_iter().map(|(id, spec)| self.want(id, spec)).collect()
     }
 
     /// Whether a version of the component is served.
-    pub(super) fn is_served(&self, name: &Name) -> bool {
-        self.components.get(name).is_some_and(|known| matches!(*known.state.borrow(), State::Ready(_)))
+    pub(super) fn is_served(&self, id: &ComponentId) -> bool {
+        self.components.get(id).is_some_and(|known| matches!(*known.state.borrow(), State::Ready(_)))
     }
 
     /// Why this very version was refused before, by what cannot change.
     pub(super) fn refusal(&self, preparation: &Preparation) -> Option<Failure> {
-        let known = self.components.get(&preparation.name)?;
+        let known = self.components.get(&preparation.id)?;
         let (version, failure) = known.refused.as_ref()?;
         let same = known.wanted.as_ref().is_some_and(|wanted| wanted.spec == preparation.spec);
         (version.is_some() && *version == preparation.version && same).then(|| failure.clone())
@@ -190,23 +190,23 @@ impl States {
     }
 
     /// A component is no more. Requests in flight finish on what they began with.
-    pub(super) fn gone(&mut self, name: &Name) -> Vec<Event> {
-        let Some(known) = self.components.get_mut(name) else { return Vec::new() };
+    pub(super) fn gone(&mut self, id: &ComponentId) -> Vec<Event> {
+        let Some(known) = self.components.get_mut(id) else { return Vec::new() };
         known.wanted = None;
-        known.fail_unknown(name)
+        known.fail_unknown(id)
     }
 
     /// Everything that is wanted was told: what is bound and not wanted is unknown.
     pub(super) fn complete(&mut self) -> Vec<Event> {
         self.complete = true;
         let unknown = self.components.iter().filter(|(_, known)| known.wanted.is_none());
-        unknown.flat_map(|(name, known)| known.fail_unknown(name)).collect()
+        unknown.flat_map(|(id, known)| known.fail_unknown(id)).collect()
     }
 
     /// Takes in what became of a preparation; gives what people want to know of it, or `None` if it does not count any more.
     pub(super) fn decide(&mut self, prepared: Prepared) -> Option<Vec<Event>> {
         let Prepared { preparation, result } = prepared;
-        let known = self.components.get_mut(&preparation.name)?;
+        let known = self.components.get_mut(&preparation.id)?;
         match &mut known.wanted {
             Some(wanted) if wanted.generation == preparation.generation => wanted.decided = true,
             // A newer one is on its way.
@@ -262,7 +262,7 @@ impl States {
     }
 }
 
-fn unknown(component: &Name) -> String {
+fn unknown(component: &ComponentId) -> String {
     format!("there is no component {component:?}")
 }
 
@@ -294,8 +294,14 @@ mod tests {
     use super::*;
 
     fn binding(component: &str, port: u16) -> Binding {
-        let name: Name = component.parse().unwrap();
-        Binding { name: name.clone(), component: name, port: port.try_into().unwrap(), pod: None }
+        let name: pillion_protocol::name::Name = component.parse().unwrap();
+        Binding {
+            name: name.clone(),
+            component: name.into(),
+            port: port.try_into().unwrap(),
+            pod: None,
+            verdict: Default::default(),
+        }
     }
 
     fn spec() -> Arc<ComponentSpec> {
@@ -329,7 +335,7 @@ mod tests {
     #[test]
     fn broken_native_code_is_made_anew_unless_its_own_engine_refuses_it() {
         let mut states = States::default();
-        let name: Name = "a".parse().unwrap();
+        let name: ComponentId = "a".parse().unwrap();
         let broken = |refused| Broken { component: "a".parse().unwrap(), why: "corrupt".into(), refused };
         let first = states.want(name, spec());
         assert!(states.broken(&broken(false)).is_none(), "it is being made");
@@ -364,7 +370,7 @@ mod tests {
     #[test]
     fn what_was_on_its_way_for_a_component_that_was_removed_does_not_count_for_the_next_of_its_name() {
         let mut states = States::default();
-        let name: Name = "a".parse().unwrap();
+        let name: ComponentId = "a".parse().unwrap();
         let old = states.want(name.clone(), spec());
         states.gone(&name);
         let new = states.want(name, spec());

@@ -1,0 +1,251 @@
+//! What control has told this node: its pods, and the components that these name. Decides what that means, and does no IO.
+//!
+//! What was served once goes on: a component that was deleted, or whose new settings make no sense, is kept for the pods that had it, until
+//! they end. Only that a pod may not have it takes it away.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use pillion_protocol::{
+    component::ComponentSpec,
+    id::ComponentId,
+    name::Name,
+    pod::PodUid,
+    stream::{Key, RefusalReason, ToNode, Version, WantedPod},
+};
+use serde::{Deserialize, Serialize};
+
+/// What control has told.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Told {
+    /// Control has told everything once.
+    pub complete: bool,
+    pods: BTreeMap<PodUid, ToldPod>,
+    components: BTreeMap<ComponentId, ToldComponent>,
+}
+
+/// A pod, as it was told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ToldPod {
+    version: Version,
+    wanted: WantedPod,
+    /// What it has had.
+    had: BTreeSet<Name>,
+}
+
+/// A component, as it was told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ToldComponent {
+    version: Version,
+    spec: Box<ComponentSpec>,
+    /// It is no more, or makes no sense any more, and is kept for those who had it.
+    #[serde(default)]
+    kept: bool,
+}
+
+/// Whether a binding's pod may have its component.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Verdict {
+    /// It may.
+    #[default]
+    Served,
+    /// Nobody has said yet: requests wait.
+    Unsaid,
+    /// It may not.
+    NotAllowed(String),
+    /// There is none, or it cannot be served.
+    Unavailable(String),
+}
+
+/// What is to be done about something that was told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A component is new or has changed.
+    Component(ComponentId, Box<ComponentSpec>),
+    /// A component is needed no more.
+    ComponentGone(ComponentId),
+    /// A pod is to have these endpoints, and other verdicts than before.
+    Pod(WantedPod),
+    /// A pod has ended.
+    PodEnded(PodUid),
+    /// Everything was told for the first time.
+    Complete,
+}
+
+impl Told {
+    /// Takes in what control says; gives what is to be done.
+    pub fn hear(&mut self, told: ToNode) -> Vec<Change> {
+        match told {
+            ToNode::Component { id, version, spec } => {
+                let component = ToldComponent { version, spec: spec.clone(), kept: false };
+                let before = self.components.insert(id.clone(), component);
+                let same = before.is_some_and(|before| before.spec == spec);
+                if same { Vec::new() } else { vec![Change::Component(id, spec)] }
+            }
+            ToNode::ComponentGone { id } => match self.components.get_mut(&id) {
+                Some(component) => {
+                    component.kept = true;
+                    self.forget_unneeded()
+                }
+                None => Vec::new(),
+            },
+            ToNode::Pod { version, wanted } => {
+                let uid = wanted.pod.uid.clone();
+                let before = self.pods.remove(&uid);
+                let named: BTreeSet<&Name> = wanted.sidecars.iter().map(|sidecar| &sidecar.name).collect();
+                let had = before.into_iter().flat_map(|pod| pod.had).filter(|name| named.contains(name));
+                let has = named.iter().filter(|name| !wanted.refused.contains_key(**name)).map(|name| (*name).clone());
+                let had = had.chain(has).collect();
+                self.pods.insert(uid, ToldPod { version, wanted: wanted.clone(), had });
+                [Change::Pod(wanted)].into_iter().chain(self.forget_unneeded()).collect()
+            }
+            ToNode::PodEnded { uid } => {
+                self.pods.remove(&uid);
+                [Change::PodEnded(uid)].into_iter().chain(self.forget_unneeded()).collect()
+            }
+            ToNode::Complete if !self.complete => {
+                self.complete = true;
+                vec![Change::Complete]
+            }
+            ToNode::Complete | ToNode::Hello { .. } | ToNode::Heartbeat | ToNode::Unknown => Vec::new(),
+        }
+    }
+
+    /// Forgets what was kept for pods that are no more.
+    fn forget_unneeded(&mut self) -> Vec<Change> {
+        let needed: BTreeSet<ComponentId> = self.pods.values().flat_map(ToldPod::had_ids).collect();
+        let gone = self.components.extract_if(.., |id, component| component.kept && !needed.contains(id));
+        gone.map(|(id, _)| Change::ComponentGone(id)).collect()
+    }
+
+    /// Whether a pod may have a component.
+    pub fn verdict(&self, uid: &PodUid, name: &Name) -> Verdict {
+        let Some(pod) = self.pods.get(uid) else { return Verdict::Unsaid };
+        let Some(refusal) = pod.wanted.refused.get(name) else {
+            let named = pod.wanted.sidecars.iter().any(|sidecar| sidecar.name == *name);
+            // Between the annotation's change and the binding's.
+            return if named { Verdict::Served } else { Verdict::Unsaid };
+        };
+        let kept = || pod.had_ids().any(|id| id.name == *name && self.components.contains_key(&id));
+        match refusal.reason {
+            RefusalReason::NotAllowed => Verdict::NotAllowed(refusal.message.clone()),
+            RefusalReason::Unknown | RefusalReason::NotAccepted if kept() => Verdict::Served,
+            RefusalReason::Unknown | RefusalReason::NotAccepted => Verdict::Unavailable(refusal.message.clone()),
+        }
+    }
+
+    /// What is known, for a control that comes back.
+    pub fn known(&self) -> BTreeMap<Key, Version> {
+        let pods = self.pods.iter().map(|(uid, pod)| (Key::Pod(uid.clone()), pod.version.clone()));
+        let components = self.components.iter().filter(|(_, component)| !component.kept);
+        let components = components.map(|(id, component)| (Key::Component(id.clone()), component.version.clone()));
+        pods.chain(components).collect()
+    }
+
+    /// The pods, as they are to be.
+    pub fn pods(&self) -> impl Iterator<Item = &WantedPod> {
+        self.pods.values().map(|pod| &pod.wanted)
+    }
+
+    /// The components, as they are to be.
+    pub fn components(&self) -> impl Iterator<Item = (&ComponentId, &Version, &ComponentSpec)> {
+        self.components.iter().map(|(id, component)| (id, &component.version, &*component.spec))
+    }
+}
+
+impl ToldPod {
+    fn had_ids(&self) -> impl Iterator<Item = ComponentId> {
+        let namespace: Option<Name> = self.wanted.pod.namespace.parse().ok();
+        self.had.iter().map(move |name| ComponentId { namespace: namespace.clone(), name: name.clone() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pillion_protocol::{component::Image, pod::Pod, stream::Refusal};
+
+    use super::*;
+
+    fn component(id: &str, version: &str) -> ToNode {
+        let spec = ComponentSpec::new(Image::Reference(format!("r.example/{id}:{version}").parse().unwrap()));
+        ToNode::Component { id: id.parse().unwrap(), version: Version(version.into()), spec: Box::new(spec) }
+    }
+
+    fn pod(uid: &str, refused: &[(&str, RefusalReason)]) -> ToNode {
+        let refusal = |(name, reason): &(&str, RefusalReason)| {
+            (name.parse().unwrap(), Refusal { reason: *reason, message: "why".into() })
+        };
+        let wanted = WantedPod {
+            pod: Pod { uid: uid.parse().unwrap(), namespace: "shop".into(), name: uid.into() },
+            sidecars: "clock=8081".parse().unwrap(),
+            refused: refused.iter().map(refusal).collect(),
+        };
+        ToNode::Pod { version: Version(format!("{}", refused.len())), wanted }
+    }
+
+    fn gone(id: &str) -> ToNode {
+        ToNode::ComponentGone { id: id.parse().unwrap() }
+    }
+
+    fn verdict(told: &Told, uid: &str) -> Verdict {
+        told.verdict(&uid.parse().unwrap(), &"clock".parse().unwrap())
+    }
+
+    /// A pod that has the clock.
+    fn told() -> Told {
+        let mut told = Told::default();
+        assert!(matches!(&told.hear(component("shop/clock", "1"))[..], [Change::Component(..)]));
+        assert!(matches!(&told.hear(pod("cart", &[]))[..], [Change::Pod(_)]));
+        assert_eq!(told.hear(ToNode::Complete), [Change::Complete]);
+        told
+    }
+
+    #[test]
+    fn what_nobody_has_said_waits() {
+        let mut told = Told::default();
+        assert_eq!(verdict(&told, "cart"), Verdict::Unsaid);
+        told.hear(pod("cart", &[("clock", RefusalReason::Unknown)]));
+        assert_eq!(verdict(&told, "cart"), Verdict::Unavailable("why".into()));
+        told.hear(component("shop/clock", "1"));
+        told.hear(pod("cart", &[]));
+        assert_eq!(verdict(&told, "cart"), Verdict::Served);
+    }
+
+    #[test]
+    fn what_a_pod_has_had_goes_on_until_it_ends() {
+        for reason in [RefusalReason::Unknown, RefusalReason::NotAccepted] {
+            let mut told = told();
+            assert!(matches!(&told.hear(pod("cart", &[("clock", reason)]))[..], [Change::Pod(_)]));
+            assert_eq!(told.hear(gone("shop/clock")), []);
+            assert_eq!(verdict(&told, "cart"), Verdict::Served);
+            told.hear(pod("new", &[("clock", reason)]));
+            assert_eq!(verdict(&told, "new"), Verdict::Unavailable("why".into()), "it came too late");
+            let known: Vec<String> = told.known().into_keys().map(String::from).collect();
+            assert_eq!(known, ["pod/cart", "pod/new"], "control is told of it anew when it is there again");
+            let text = serde_json::to_string(&told).unwrap();
+            assert_eq!(serde_json::from_str::<Told>(&text).unwrap(), told, "a restart changes nothing");
+            let ended = told.hear(ToNode::PodEnded { uid: "cart".parse().unwrap() });
+            assert!(matches!(&ended[..], [Change::PodEnded(_), Change::ComponentGone(_)]), "{ended:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_pod_may_not_have_is_taken_from_it() {
+        let mut told = told();
+        told.hear(pod("cart", &[("clock", RefusalReason::NotAllowed)]));
+        assert_eq!(verdict(&told, "cart"), Verdict::NotAllowed("why".into()));
+    }
+
+    #[test]
+    fn a_component_that_is_there_again_is_as_it_is_told() {
+        let mut told = told();
+        told.hear(pod("cart", &[("clock", RefusalReason::Unknown)]));
+        told.hear(gone("shop/clock"));
+        assert!(matches!(&told.hear(component("shop/clock", "2"))[..], [Change::Component(..)]));
+        told.hear(pod("cart", &[]));
+        assert!(told.known().contains_key(&Key::Component("shop/clock".parse().unwrap())));
+        assert_eq!(told.hear(component("shop/clock", "2")), [], "nothing has changed");
+    }
+}

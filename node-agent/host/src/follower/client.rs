@@ -1,0 +1,229 @@
+//! One connection to control: the stream, and the reports beside it.
+
+use std::{collections::BTreeMap, error::Error, fs, io, time::Duration};
+
+use pillion_protocol::stream::{Key, MAX_MESSAGE, REPORT, Report, STREAM, Subscribe, ToNode, VERSIONS, Version};
+use reqwest::{Certificate, Client, Response, StatusCode};
+use serde::Deserialize;
+use tokio::{sync::watch, time::timeout};
+
+use super::{
+    message::{Settings, Word},
+    say,
+};
+
+/// How long a connection, and an answer's head, may take.
+const CONNECT: Duration = Duration::from_secs(5);
+const HEAD: Duration = Duration::from_secs(15);
+
+/// Control says something every ten seconds.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// A burst of reports is brought as one.
+const BURST: Duration = Duration::from_millis(200);
+
+/// The largest file of a token or an authority, in bytes.
+const MAX_FILE: u64 = 1 << 20;
+
+/// Why there is no stream.
+#[derive(Debug)]
+pub(super) enum Away {
+    /// Nobody hears this process any more.
+    SupervisorGone(io::Error),
+    /// For people.
+    Control(String),
+}
+
+impl From<io::Error> for Away {
+    fn from(error: io::Error) -> Self {
+        Self::SupervisorGone(error)
+    }
+}
+
+fn away(why: impl ToString) -> Away {
+    Away::Control(why.to_string())
+}
+
+/// A connection to control.
+pub(super) struct Connection<'a> {
+    pub(super) settings: &'a Settings,
+    /// What was handed on.
+    pub(super) known: &'a mut BTreeMap<Key, Version>,
+    pub(super) reports: &'a mut watch::Receiver<Option<Report>>,
+    /// Control has told everything.
+    pub(super) complete: bool,
+}
+
+impl Connection<'_> {
+    /// Follows the stream to its end, and says why that came.
+    pub(super) async fn follow(&mut self) -> Away {
+        match self.run().await {
+            Ok(()) => away("the stream has ended"),
+            Err(away) => away,
+        }
+    }
+
+    async fn run(&mut self) -> Result<(), Away> {
+        let client = client(self.settings).map_err(away)?;
+        let token = read(&self.settings.token).map_err(away)?;
+        let token = token.trim();
+        let subscribe = Subscribe { versions: VERSIONS.to_vec(), known: self.known.clone() };
+        let asked = client.post(format!("{}{STREAM}", self.settings.url)).bearer_auth(token).body(json(&subscribe)?);
+        let asked = asked.header("content-type", "application/json").send();
+        let answer =
+            timeout(HEAD, asked).await.map_err(|_| away("it does not answer"))?.map_err(|error| away(chain(&error)))?;
+        let mut answer = accepted(answer).await?;
+        let mut lines = Lines::default();
+        // What was reported to another replica this one does not know.
+        self.reports.mark_changed();
+        loop {
+            tokio::select! {
+                chunk = timeout(SILENCE, answer.chunk()) => {
+                    let chunk = chunk.map_err(|_| away("it says nothing any more"))?.map_err(|error| away(chain(&error)))?;
+                    let Some(chunk) = chunk else { return Ok(()) };
+                    for line in lines.take(&chunk).map_err(away)? {
+                        self.hear(&line)?;
+                    }
+                }
+                changed = self.reports.changed(), if self.complete => {
+                    // The supervisor's end comes as a signal.
+                    if changed.is_err() { return Ok(()) }
+                    self.bring(&client, token).await?;
+                }
+            }
+        }
+    }
+
+    /// Hands on what control says.
+    fn hear(&mut self, line: &[u8]) -> Result<(), Away> {
+        let told: ToNode =
+            serde_json::from_slice(line).map_err(|error| away(format!("it says what is not understood: {error}")))?;
+        match (told.key(), told.version()) {
+            (Some(key), Some(version)) => _ = self.known.insert(key, version.clone()),
+            (Some(key), None) => _ = self.known.remove(&key),
+            (None, _) => {}
+        }
+        self.complete |= told == ToNode::Complete;
+        match told {
+            ToNode::Heartbeat | ToNode::Unknown => Ok(()),
+            told => Ok(say(&Word::Told(Box::new(told)))?),
+        }
+    }
+
+    /// Brings the latest report to control.
+    async fn bring(&mut self, client: &Client, token: &str) -> Result<(), Away> {
+        tokio::time::sleep(BURST).await;
+        let Some(report) = self.reports.borrow_and_update().clone() else { return Ok(()) };
+        let asked = client.post(format!("{}{REPORT}", self.settings.url)).bearer_auth(token).body(json(&report)?);
+        let asked = asked.header("content-type", "application/json").send();
+        let answer =
+            timeout(HEAD, asked).await.map_err(|_| away("it takes no report"))?.map_err(|error| away(chain(&error)))?;
+        accepted(answer).await.map(drop)
+    }
+}
+
+fn json(message: &impl serde::Serialize) -> Result<Vec<u8>, Away> {
+    serde_json::to_vec(message).map_err(away)
+}
+
+fn read(path: &std::path::Path) -> Result<String, String> {
+    let wrong = |error: String| format!("{}: {error}", path.display());
+    let size = fs::metadata(path).map_err(|error| wrong(error.to_string()))?.len();
+    if size > MAX_FILE {
+        return Err(wrong(format!("{size} bytes are too many: at most {MAX_FILE} are allowed")));
+    }
+    fs::read_to_string(path).map_err(|error| wrong(error.to_string()))
+}
+
+/// A client that trusts control's authority, and nobody else.
+fn client(settings: &Settings) -> Result<Client, String> {
+    let wrong = |error: reqwest::Error| format!("{}: {}", settings.authority.display(), chain(&error));
+    let authority = Certificate::from_pem_bundle(read(&settings.authority)?.as_bytes()).map_err(wrong)?;
+    _ = tokio_rustls::rustls::crypto::ring::default_provider().install_default();
+    Client::builder()
+        .tls_certs_only(authority)
+        .https_only(true)
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(CONNECT)
+        .build()
+        .map_err(wrong)
+}
+
+/// What control says where it says no.
+#[derive(Deserialize)]
+struct Said {
+    title: String,
+}
+
+async fn accepted(mut answer: Response) -> Result<Response, Away> {
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(answer);
+    }
+    let mut body = Vec::new();
+    while let Ok(Ok(Some(chunk))) = timeout(CONNECT, answer.chunk()).await
+        && body.len() < MAX_MESSAGE
+    {
+        body.extend_from_slice(&chunk);
+    }
+    let said = serde_json::from_slice::<Said>(&body).map_or_else(|_| String::new(), |said| format!(": {}", said.title));
+    let hint = match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+            " (is this the agent's own service account, and its token's audience that of control?)"
+        }
+        _ => "",
+    };
+    Err(away(format!("{status}{said}{hint}")))
+}
+
+/// An error with what caused it.
+fn chain(error: &dyn Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| (*cause).source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+/// Puts lines together that come in pieces.
+#[derive(Default)]
+struct Lines(Vec<u8>);
+
+impl Lines {
+    /// The lines that are whole with `chunk`.
+    fn take(&mut self, chunk: &[u8]) -> Result<Vec<Vec<u8>>, String> {
+        let mut whole = Vec::new();
+        for piece in chunk.split_inclusive(|byte| *byte == b'\n') {
+            self.0.extend_from_slice(piece);
+            if self.0.len() > MAX_MESSAGE {
+                return Err(format!("it says more than {MAX_MESSAGE} bytes at once"));
+            }
+            if self.0.ends_with(b"\n") {
+                whole.push(std::mem::take(&mut self.0));
+            }
+        }
+        Ok(whole)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_whole_wherever_it_was_cut() {
+        let said = b"{\"type\":\"complete\"}\n{\"type\":\"heartbeat\"}\n";
+        let expected: Vec<&[u8]> = said.split_inclusive(|byte| *byte == b'\n').collect();
+        for cut in 0..=said.len() {
+            let mut lines = Lines::default();
+            let mut whole = lines.take(&said[..cut]).unwrap();
+            whole.extend(lines.take(&said[cut..]).unwrap());
+            assert_eq!(whole, expected, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn half_a_line_says_nothing() {
+        let mut lines = Lines::default();
+        assert!(lines.take(b"{\"type\":\"podEnded\",\"uid\":\"u\"}").unwrap().is_empty());
+        assert!(lines.take(&vec![b'x'; MAX_MESSAGE]).is_err(), "without an end");
+    }
+}

@@ -1,0 +1,289 @@
+//! What control tells this node, through the follower: what the worker and the keeper hear of it, and what control hears back.
+//!
+//! It is kept in a file, so that a host which starts while control is away serves as it did.
+
+use std::{
+    collections::BTreeMap,
+    fs::Permissions,
+    io::{self, BufRead, BufReader, Write},
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    process::Child,
+    sync::mpsc::{Sender, channel},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use pillion_protocol::{
+    id::ComponentId,
+    keeper::FromHost,
+    name::Name,
+    pod::{Pod, PodUid},
+    stream::{ComponentReport, Report, ToNode, WantedPod},
+};
+use tempfile::NamedTempFile;
+
+use super::{BindingKey, Input, Supervisor, child, message::ToWorker};
+use crate::{
+    catalog::told::{Change, Told, Verdict},
+    follower::message::{Settings, Start, Word},
+};
+
+/// What is kept of what control has told, in the store's folder.
+const FILE: &str = "control.json";
+
+/// How long changes are gathered before they are written and reported.
+const GATHER: Duration = Duration::from_millis(100);
+
+/// A follower that ends is started again after so long.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// The side of the supervisor that control is on.
+pub struct Control {
+    settings: Settings,
+    file: PathBuf,
+    told: Told,
+    follower: Option<Sender<Report>>,
+    /// Pods that have ended while no keeper heard it.
+    ended: Vec<PodUid>,
+    /// Why pods have not what they should, as the keeper has said.
+    failed: BTreeMap<PodUid, String>,
+    /// When what has changed is written and reported.
+    due: Option<Instant>,
+}
+
+impl Control {
+    /// What was known when this host ended, or nothing.
+    ///
+    /// # Errors
+    ///
+    /// A file that cannot be read.
+    pub fn open(settings: Settings, store: &std::path::Path) -> anyhow::Result<Self> {
+        let file = store.join(FILE);
+        let told = match std::fs::read(&file) {
+            Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|error| {
+                tracing::error!(file = %file.display(), %error, "what control had told cannot be read: it is asked for anew");
+                Told::default()
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Told::default(),
+            Err(error) => return Err(error).with_context(|| file.display().to_string()),
+        };
+        Ok(Self { settings, file, told, follower: None, ended: Vec::new(), failed: BTreeMap::new(), due: None })
+    }
+
+    /// The components that it has told.
+    pub fn components(&self) -> impl Iterator<Item = (&ComponentId, &pillion_protocol::component::ComponentSpec)> {
+        self.told.components().map(|(id, _, spec)| (id, spec))
+    }
+
+    /// Written whole, by rename, and for this user's eyes only.
+    fn write(&self) -> io::Result<()> {
+        let folder = self.file.parent().ok_or(io::ErrorKind::InvalidInput)?;
+        let mut file = NamedTempFile::new_in(folder)?;
+        file.as_file().set_permissions(Permissions::from_mode(0o600))?;
+        file.write_all(&serde_json::to_vec(&self.told)?)?;
+        file.persist(&self.file)?;
+        Ok(())
+    }
+}
+
+impl Supervisor {
+    /// Starts the follower, if this host follows control.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be started.
+    pub(super) fn start_follower(&mut self) -> anyhow::Result<()> {
+        let inputs = self.inputs();
+        let Some(control) = &mut self.desired.control else { return Ok(()) };
+        let start = Start { settings: control.settings.clone(), known: control.told.known() };
+        let mut child = child::follower().context("the follower cannot be started")?;
+        let (reports, to_bring) = channel::<Report>();
+        let mut stdin = child.stdin.take().context("the follower has no standard input")?;
+        let mut begin = serde_json::to_vec(&start)?;
+        begin.push(b'\n');
+        thread::Builder::new().name("to-follower".into()).spawn(move || {
+            let mut tell = |text: &[u8]| stdin.write_all(text).and_then(|()| stdin.flush());
+            let mut told = tell(&begin);
+            while let (Ok(()), Ok(report)) = (&told, to_bring.recv()) {
+                // Only the latest counts.
+                let report = to_bring.try_iter().last().unwrap_or(report);
+                told = serde_json::to_vec(&report).map_err(io::Error::from).and_then(|mut text| {
+                    text.push(b'\n');
+                    tell(&text)
+                });
+            }
+        })?;
+        thread::Builder::new().name("from-follower".into()).spawn(move || {
+            hear_follower(&mut child, &inputs);
+            _ = child.kill();
+            let status = child.wait().map_or_else(|error| error.to_string(), |status| status.to_string());
+            tracing::warn!(status, "the follower of control ended; another one is started");
+            thread::sleep(AGAIN);
+            _ = inputs.send(Input::FollowerGone);
+        })?;
+        control.follower = Some(reports);
+        control.due = Some(Instant::now());
+        Ok(())
+    }
+
+    pub(super) fn hear_control(&mut self, told: ToNode) {
+        if let ToNode::Hello { control, version, .. } = &told {
+            tracing::info!(control, version, "control is there");
+        }
+        let Some(control) = &mut self.desired.control else { return };
+        let changes = control.told.hear(told);
+        if !changes.is_empty() {
+            control.due.get_or_insert(Instant::now() + GATHER);
+        }
+        for change in changes {
+            self.follow(change);
+        }
+    }
+
+    fn follow(&mut self, change: Change) {
+        match change {
+            Change::Component(id, spec) => self.change_component(id, spec),
+            Change::ComponentGone(id) => self.remove_component(id),
+            Change::Pod(wanted) => {
+                self.tell_desired(&wanted);
+                self.tell_verdicts(&wanted.pod.uid);
+            }
+            Change::PodEnded(uid) => {
+                self.failures_of(&uid, None);
+                let told =
+                    self.keeper.as_ref().is_some_and(|keeper| keeper.send(&FromHost::Ended(uid.clone()), &[]).is_ok());
+                if let Some(control) = self.desired.control.as_mut().filter(|_| !told) {
+                    control.ended.push(uid);
+                }
+            }
+            Change::Complete => self.tell(&ToWorker::Complete),
+        }
+    }
+
+    /// Whether a binding's pod may have its component.
+    pub(super) fn verdict(&self, uid: &PodUid, name: &Name) -> Verdict {
+        // A folder says what there is, and it is for everybody.
+        self.desired.control.as_ref().map_or(Verdict::Served, |control| control.told.verdict(uid, name))
+    }
+
+    /// Everything that is wanted was told: what is not known is known not to be.
+    pub(super) fn is_complete(&self) -> bool {
+        self.desired.control.as_ref().is_none_or(|control| control.told.complete)
+    }
+
+    fn tell_verdicts(&mut self, uid: &PodUid) {
+        let of_pod = |(of, _): &&BindingKey| of.as_ref() == Some(uid);
+        let keys: Vec<(BindingKey, Name)> = (self.desired.bindings.iter())
+            .filter(|(key, _)| of_pod(key))
+            .map(|(key, bound)| (key.clone(), bound.binding.name.clone()))
+            .collect();
+        for (key, name) in keys {
+            let verdict = self.verdict(uid, &name);
+            let Some(bound) = self.desired.bindings.get_mut(&key) else { continue };
+            if bound.binding.verdict != verdict {
+                bound.binding.verdict = verdict.clone();
+                self.tell(&ToWorker::Verdict(uid.clone(), key.1, verdict));
+            }
+        }
+    }
+
+    /// Tells the keeper what a pod is to have.
+    fn tell_desired(&self, wanted: &WantedPod) {
+        let desired = FromHost::Desired { pod: wanted.pod.clone(), sidecars: wanted.sidecars.clone(), netns: None };
+        if let Some(keeper) = &self.keeper
+            && keeper.send(&desired, &[]).is_err()
+        {
+            // It is gone, and the next one is told everything.
+            _ = keeper.socket().shutdown(std::net::Shutdown::Both);
+        }
+    }
+
+    /// Tells a keeper that is new what pods are to have.
+    pub(super) fn introduce_pods(&mut self) {
+        let Some(control) = &mut self.desired.control else { return };
+        let ended = std::mem::take(&mut control.ended);
+        let wanted: Vec<WantedPod> = control.told.pods().cloned().collect();
+        for uid in ended {
+            self.follow(Change::PodEnded(uid));
+        }
+        for wanted in &wanted {
+            self.tell_desired(wanted);
+        }
+    }
+
+    /// Why a pod has not what it should; `None` if it has.
+    pub(super) fn failures_of(&mut self, uid: &PodUid, why: Option<String>) {
+        let Some(control) = &mut self.desired.control else { return };
+        let before = match &why {
+            Some(why) => control.failed.insert(uid.clone(), why.clone()),
+            None => control.failed.remove(uid),
+        };
+        if before != why {
+            control.due.get_or_insert(Instant::now() + GATHER);
+        }
+    }
+
+    /// Something that control is to hear has changed.
+    pub(super) fn report_soon(&mut self) {
+        if let Some(control) = &mut self.desired.control {
+            control.due.get_or_insert(Instant::now() + GATHER);
+        }
+    }
+
+    /// When what has changed is to be written and reported.
+    pub(super) fn report_due(&self) -> Option<Instant> {
+        self.desired.control.as_ref()?.due
+    }
+
+    /// Writes and reports what has changed.
+    pub(super) fn report(&mut self) {
+        let report = self.make_report();
+        let Some(control) = &mut self.desired.control else { return };
+        control.due = None;
+        if let Err(error) = control.write() {
+            tracing::error!(file = %control.file.display(), %error, "what control has told cannot be kept for the next start");
+        }
+        if let Some(follower) = &control.follower {
+            _ = follower.send(report);
+        }
+    }
+
+    fn make_report(&self) -> Report {
+        let Some(control) = &self.desired.control else { return Report::default() };
+        let of_component = |(id, version, _): (&ComponentId, &_, _)| {
+            let known = self.desired.components.get(id).filter(|known| !known.changed && known.fate.is_some())?;
+            let digest = known.served.as_ref().map(|served| served.version);
+            let report = ComponentReport { version: Clone::clone(version), digest, failure: known.failure.clone() };
+            Some((id.clone(), report))
+        };
+        Report {
+            components: control.told.components().filter_map(of_component).collect(),
+            failed_pods: control.failed.clone(),
+        }
+    }
+
+    /// What a pod's binding is to its component.
+    pub(super) fn component_of(&self, pod: &Pod, name: &Name) -> ComponentId {
+        let namespace = self.desired.control.as_ref().and_then(|_| pod.namespace.parse().ok());
+        ComponentId { namespace, name: name.clone() }
+    }
+}
+
+/// Hands on what the follower says, until its end.
+fn hear_follower(child: &mut Child, inputs: &Sender<Input>) {
+    let Some(stdout) = child.stdout.take() else { return };
+    // It is ours, and has bounded each line.
+    for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+        match serde_json::from_str(&line) {
+            Ok(Word::Told(told)) => {
+                if inputs.send(Input::Told(told)).is_err() {
+                    return;
+                }
+            }
+            Ok(Word::Away(why)) => tracing::warn!(why, "control is away: everything is served as it was"),
+            Err(error) => tracing::error!(%error, "the follower says what is not understood"),
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! Control, as the cluster's agents know it: an API server alone, replicas of `pillion-control`, and the identities of nodes.
+
+use std::{
+    fs::{self, File, Permissions},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::{cluster::ApiServer, eventually, place, process, program};
+
+/// Where control and the agent are.
+pub const NAMESPACE: &str = "pillion-system";
+
+/// The agent's service account, and its DaemonSet.
+pub const AGENT: &str = "pillion-agent";
+
+/// The audience of the agent's tokens.
+pub const AUDIENCE: &str = "pillion.dev/control";
+
+/// Longer than a replica takes to lead; one that was killed holds its Lease for 15 s.
+const LEAD: Duration = Duration::from_secs(40);
+
+/// An API server with what the chart brings, and no controllers.
+pub struct Plane {
+    /// The API server.
+    pub api: ApiServer,
+    folder: TempDir,
+}
+
+/// A replica of control. It is killed when it is dropped.
+pub struct Control {
+    process: Child,
+    port: u16,
+    health: u16,
+    log: PathBuf,
+}
+
+/// How a node reaches control, and who it is there.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// Control's URL.
+    pub url: String,
+    /// The certificate of its authority.
+    pub authority: PathBuf,
+    /// The node's token.
+    pub token: PathBuf,
+}
+
+/// A pod of the agent.
+#[derive(Clone, Debug)]
+pub struct AgentPod {
+    /// Its name.
+    pub name: String,
+    /// Its UID.
+    pub uid: String,
+    /// A file with its token.
+    pub token: PathBuf,
+}
+
+impl Plane {
+    /// Starts an API server that knows components, with the agent's service account.
+    ///
+    /// # Errors
+    ///
+    /// See [`ApiServer::start`].
+    pub async fn start() -> Result<Self> {
+        let folder = TempDir::new()?;
+        // Hosts are another user.
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o755))?;
+        let api = ApiServer::start().await?;
+        let crds = Command::new(program::named("pillion-control")?).arg("crds").output()?;
+        ensure!(crds.status.success(), "{}", String::from_utf8_lossy(&crds.stderr));
+        api.apply(&String::from_utf8(crds.stdout)?)?;
+        for namespace in [NAMESPACE, "shop", "bank"] {
+            api.kubectl(&["create", "namespace", namespace])?;
+        }
+        api.kubectl(&["create", "serviceaccount", AGENT, "--namespace", NAMESPACE])?;
+        api.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"])?;
+        Ok(Self { api, folder })
+    }
+
+    /// Starts a replica of control.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be started.
+    pub fn control(&self, identity: &str) -> Result<Control> {
+        let (port, health) = (place::free_port()?, place::free_port()?);
+        let path = self.folder.path().join(format!("{identity}.log"));
+        let log = File::options().create(true).append(true).open(&path)?;
+        let mut command = Command::new(program::named("pillion-control")?);
+        command.env_clear().env("KUBECONFIG", self.api.kubeconfig());
+        command.args(["serve", "--identity", identity, "--namespace", NAMESPACE, "--certificate-name", "127.0.0.1"]);
+        command.args(["--listen", &format!("127.0.0.1:{port}"), "--health-listen", &format!("127.0.0.1:{health}")]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        Ok(Control { process: command.spawn()?, port, health, log: path })
+    }
+
+    /// Starts a replica of control, and waits until it leads.
+    ///
+    /// # Errors
+    ///
+    /// It does not in time.
+    pub async fn leader(&self, identity: &str) -> Result<Control> {
+        let control = self.control(identity)?;
+        self.until_led_by(identity).await.with_context(|| control.log())?;
+        Ok(control)
+    }
+
+    /// Waits until a replica leads.
+    ///
+    /// # Errors
+    ///
+    /// It does not in time.
+    pub async fn until_led_by(&self, identity: &str) -> Result<()> {
+        let holder = ["get", "lease", "pillion-control", "-n", NAMESPACE, "-o", "jsonpath={.spec.holderIdentity}"];
+        eventually("a leader", LEAD, async || {
+            let is = self.api.kubectl(&holder)?;
+            ensure!(is == identity, "{is:?} leads");
+            Ok(())
+        })
+        .await
+    }
+
+    /// A pod of the agent on a node, with a token.
+    ///
+    /// # Errors
+    ///
+    /// What the API server refuses.
+    pub fn agent(&self, node: &str) -> Result<AgentPod> {
+        let owner =
+            json!([{"apiVersion": "apps/v1", "kind": "DaemonSet", "name": AGENT, "uid": "d", "controller": true}]);
+        self.pod_of_the_agents_account(node, owner)
+    }
+
+    /// A pod that runs as the agent's account and is of nobody, or of these owners.
+    ///
+    /// # Errors
+    ///
+    /// What the API server refuses.
+    pub fn pod_of_the_agents_account(&self, node: &str, owners: Value) -> Result<AgentPod> {
+        let name = format!("{AGENT}-{node}-{}", place::free_port()?);
+        let made = self.api.create(
+            &json!({
+                "apiVersion": "v1", "kind": "Pod",
+                "metadata": {"name": name, "namespace": NAMESPACE, "ownerReferences": owners},
+                "spec": {"nodeName": node, "serviceAccountName": AGENT, "containers": [{"name": "c", "image": "r.example/c:1"}]},
+            })
+            .to_string(),
+        )?;
+        let uid = text(&made, "/metadata/uid")?;
+        let token = self.api.token_for(NAMESPACE, AGENT, AUDIENCE, Some((&name, &uid)), Duration::from_secs(600))?;
+        Ok(AgentPod { token: self.token_file(&name, &token)?, name, uid })
+    }
+
+    /// A file with a token, which hosts may read.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be written.
+    pub fn token_file(&self, name: &str, token: &str) -> Result<PathBuf> {
+        let path = self.folder.path().join(format!("{name}.token"));
+        fs::write(&path, token)?;
+        Ok(path)
+    }
+
+    /// How a node with this token reaches control.
+    ///
+    /// # Errors
+    ///
+    /// Control has no authority yet.
+    pub fn access(&self, control: &Control, token: &Path) -> Result<Access> {
+        let authority = self.folder.path().join("ca.crt");
+        let map = ["get", "configmap", "pillion-ca", "-n", NAMESPACE, "-o", r"jsonpath={.data.ca\.crt}"];
+        fs::write(&authority, self.api.kubectl(&map)?)?;
+        Ok(Access { url: control.url(), authority, token: token.into() })
+    }
+
+    /// Makes a pod with the annotation on a node; gives its UID. No kubelet runs it.
+    ///
+    /// # Errors
+    ///
+    /// What the API server refuses.
+    pub fn pod(&self, namespace: &str, name: &str, node: &str, sidecars: &str) -> Result<String> {
+        let made = self.api.create(
+            &json!({
+                "apiVersion": "v1", "kind": "Pod",
+                "metadata": {"name": name, "namespace": namespace, "annotations": {"pillion.dev/sidecars": sidecars}},
+                "spec": {"nodeName": node, "containers": [{"name": "c", "image": "r.example/c:1"}]},
+            })
+            .to_string(),
+        )?;
+        text(&made, "/metadata/uid")
+    }
+
+    /// Deletes a pod, as a kubelet does that has ended it.
+    ///
+    /// # Errors
+    ///
+    /// There is none.
+    pub fn delete_pod(&self, namespace: &str, name: &str) -> Result<()> {
+        let how = ["--grace-period=0", "--force", "--wait=true"];
+        self.api.kubectl(&[&["delete", "pod", name, "-n", namespace][..], &how].concat()).map(drop)
+    }
+
+    /// Publishes a component for the cluster, or changes it; `spec` has more than its image.
+    ///
+    /// # Errors
+    ///
+    /// What the API server refuses.
+    pub fn cluster_component(&self, name: &str, spec: &Value) -> Result<()> {
+        let component = json!({
+            "apiVersion": "pillion.dev/v1alpha1", "kind": "ClusterComponent", "metadata": {"name": name}, "spec": spec,
+        });
+        self.api.apply(&component.to_string())
+    }
+
+    /// The condition `Ready` of a component for the cluster: its status, its reason and its message.
+    ///
+    /// # Errors
+    ///
+    /// There is none.
+    pub fn ready(&self, name: &str) -> Result<(String, String, String)> {
+        let component = self.api.kubectl(&["get", "clustercomponent", name, "-o", "json"])?;
+        let component: Value = serde_json::from_str(&component)?;
+        let conditions = component.pointer("/status/conditions").and_then(Value::as_array).context("no conditions")?;
+        let ready = conditions.iter().find(|condition| condition.get("type").is_some_and(|kind| kind == "Ready"));
+        let ready = ready.context("no condition Ready")?;
+        Ok((text(ready, "/status")?, text(ready, "/reason")?, text(ready, "/message")?))
+    }
+}
+
+fn text(value: &Value, pointer: &str) -> Result<String> {
+    let text = value.pointer(pointer).and_then(Value::as_str);
+    Ok(text.with_context(|| format!("no {pointer} in {value}"))?.to_owned())
+}
+
+impl Control {
+    /// Where nodes reach it.
+    pub fn url(&self) -> String {
+        format!("https://127.0.0.1:{}", self.port)
+    }
+
+    /// The port of its probes.
+    pub fn health(&self) -> u16 {
+        self.health
+    }
+
+    /// What it logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// Kills it as a fault would.
+    ///
+    /// # Errors
+    ///
+    /// It has ended before.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process.kill()?;
+        self.process.wait()?;
+        Ok(())
+    }
+
+    /// Asks it to end, as the kubelet does, and waits.
+    ///
+    /// # Errors
+    ///
+    /// It has ended before.
+    pub fn end(&mut self) -> Result<()> {
+        process::signal(self.process.id(), Signal::TERM)?;
+        self.process.wait()?;
+        Ok(())
+    }
+
+    /// Holds it, as a machine does that stands still, or lets it go on.
+    ///
+    /// # Errors
+    ///
+    /// It has ended.
+    pub fn hold(&self, held: bool) -> Result<()> {
+        process::signal(self.process.id(), if held { Signal::STOP } else { Signal::CONT })
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        _ = self.process.kill();
+        _ = self.process.wait();
+        if std::thread::panicking() {
+            eprintln!("what control logged:\n{}", self.log());
+        }
+    }
+}
