@@ -9,7 +9,7 @@ use pillion_protocol::{id::ComponentId, stream::Report};
 use tokio::sync::{Notify, watch};
 
 use crate::{
-    catalog::{Catalog, ListedPod, NodeName, Published, View},
+    catalog::{ApiUid, Catalog, ListedPod, NodeName, Published, View},
     serve::session::Sessions,
     settings::Settings,
 };
@@ -26,8 +26,38 @@ pub struct Control {
     listed: watch::Sender<Listed>,
     reports: Mutex<HashMap<NodeName, Report>>,
     /// Components whose status may be another one.
-    unsettled: Mutex<BTreeSet<ComponentId>>,
-    unsettled_is_new: Notify,
+    unsettled: Due<ComponentId>,
+    /// Pods whose sidecars may be served or not otherwise than before.
+    changed_pods: Due<ApiUid>,
+}
+
+/// What is to be looked at again.
+struct Due<T> {
+    things: Mutex<BTreeSet<T>>,
+    is_new: Notify,
+}
+
+impl<T> Default for Due<T> {
+    fn default() -> Self {
+        Self { things: Mutex::default(), is_new: Notify::new() }
+    }
+}
+
+impl<T: Ord> Due<T> {
+    fn add(&self, things: impl IntoIterator<Item = T>) {
+        self.things.lock().unwrap_or_else(PoisonError::into_inner).extend(things);
+        self.is_new.notify_one();
+    }
+
+    async fn take(&self) -> BTreeSet<T> {
+        loop {
+            let things = std::mem::take(&mut *self.things.lock().unwrap_or_else(PoisonError::into_inner));
+            if !things.is_empty() {
+                return things;
+            }
+            self.is_new.notified().await;
+        }
+    }
 }
 
 /// Whether this replica serves nodes and writes.
@@ -70,8 +100,8 @@ impl Control {
             catalog: RwLock::default(),
             listed: watch::Sender::default(),
             reports: Mutex::default(),
-            unsettled: Mutex::default(),
-            unsettled_is_new: Notify::new(),
+            unsettled: Due::default(),
+            changed_pods: Due::default(),
         }
     }
 
@@ -88,6 +118,8 @@ impl Control {
     /// A component is new or has changed; `None` if it is no more.
     pub fn publish(&self, id: ComponentId, published: Option<Published>) {
         self.change(|catalog| catalog.publish(id.clone(), published));
+        let named: Vec<_> = self.catalog().pods_naming(&id.name).map(ApiUid::clone).collect();
+        self.look_at(named);
         // One that comes before the cluster's changes what the cluster's is for, too.
         self.unsettle([ComponentId::from(id.name.clone()), id]);
     }
@@ -98,6 +130,7 @@ impl Control {
         let now = names(&pod);
         self.change(|catalog| catalog.set_pod(uid.into(), pod));
         self.unsettle(before.into_iter().chain(now));
+        self.look_at([uid.into()]);
     }
 
     /// A pod has ended, or has no annotation any more.
@@ -105,6 +138,7 @@ impl Control {
         let before = self.catalog().pod(uid).map(names).unwrap_or_default();
         self.change(|catalog| catalog.remove_pod(uid));
         self.unsettle(before);
+        self.look_at([uid.into()]);
     }
 
     /// What a node needs.
@@ -144,19 +178,22 @@ impl Control {
 
     /// The status of components may be another one.
     pub fn unsettle(&self, ids: impl IntoIterator<Item = ComponentId>) {
-        self.unsettled.lock().unwrap_or_else(PoisonError::into_inner).extend(ids);
-        self.unsettled_is_new.notify_one();
+        self.unsettled.add(ids);
     }
 
     /// Waits for components whose status may be another one.
     pub async fn unsettled(&self) -> BTreeSet<ComponentId> {
-        loop {
-            let ids = std::mem::take(&mut *self.unsettled.lock().unwrap_or_else(PoisonError::into_inner));
-            if !ids.is_empty() {
-                return ids;
-            }
-            self.unsettled_is_new.notified().await;
-        }
+        self.unsettled.take().await
+    }
+
+    /// What is wrong with pods' sidecars may be otherwise.
+    pub fn look_at(&self, uids: impl IntoIterator<Item = ApiUid>) {
+        self.changed_pods.add(uids);
+    }
+
+    /// Waits for pods of which what is wrong may be otherwise.
+    pub async fn looked_at(&self) -> BTreeSet<ApiUid> {
+        self.changed_pods.take().await
     }
 }
 

@@ -9,7 +9,8 @@
 //! | [`serve`] | the streams of nodes, and who may have one |
 //! | [`authority`] | the certificate that nodes know control by |
 //! | [`leader`] | which replica serves |
-//! | [`status`] | what people see: conditions of components |
+//! | [`uninstall`] | takes the agent off every node |
+//! | [`status`], [`events`] | what people see: conditions of components, Events of pods |
 //!
 //! It runs no guest, has no engine, and nothing that it serves depends on it: nodes go on with what they know while it is away.
 
@@ -19,9 +20,11 @@
 pub mod authority;
 pub mod catalog;
 pub mod control;
+pub mod events;
 pub mod leader;
 pub mod resource;
 pub mod serve;
 pub mod settings;
 pub mod status;
+pub mod uninstall;
 pub mod watch;

@@ -9,7 +9,8 @@ use axum_server::Handle;
 use clap::Parser;
 use kube::Client;
 use pillion_control::{
-    authority::Authority, control::Control, leader, resource, serve, settings::Settings, status, watch,
+    authority::Authority, control::Control, events, leader, resource, serve, settings::Settings, status,
+    uninstall::Uninstall, watch,
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -34,6 +35,8 @@ struct Arguments {
 enum Command {
     /// Serves nodes what their pods need, while it leads; another replica waits to
     Serve(Box<Settings>),
+    /// Takes the agent off every node: the CNI plugin, then the agent's folders. Its DaemonSet can be deleted then
+    Uninstall(Uninstall),
     /// Prints the definitions of the resources Component and ClusterComponent, for kubectl apply
     Crds,
 }
@@ -44,6 +47,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt().json().flatten_event(true).with_writer(io::stderr).with_env_filter(filter).init();
     let done = match command {
         Command::Crds => crds(),
+        Command::Uninstall(uninstall) => take_off(&uninstall),
         Command::Serve(settings) => run(*settings),
     };
     match done {
@@ -60,6 +64,11 @@ fn crds() -> anyhow::Result<()> {
         println!("---\n{text}");
     }
     Ok(())
+}
+
+#[tokio::main]
+async fn take_off(uninstall: &Uninstall) -> anyhow::Result<()> {
+    uninstall.run(Client::try_default().await.context("the API server cannot be found")?).await
 }
 
 #[tokio::main]
@@ -95,6 +104,7 @@ async fn lead_and_serve(
     let handle = Handle::new();
     let serving = tokio::spawn(serve::serve(Arc::clone(&control), client.clone(), certificate, handle.clone()));
     tokio::spawn(status::follow(client.clone(), Arc::clone(&control)));
+    tokio::spawn(events::follow(client.clone(), Arc::clone(&control)));
     let (end, ending) = sync::watch::channel(false);
     let following = async {
         // Who would lead must have something to serve.

@@ -161,6 +161,11 @@ impl Cluster {
         run(plugin.arg("--conf-dir").arg(self.cni_conf())).map(drop)
     }
 
+    /// The node's address, by which its pods reach what listens there.
+    pub fn node_address(&self) -> &'static str {
+        NODE_ADDRESS
+    }
+
     /// The folder on the node that holds CNI plugins.
     pub fn cni_bin(&self) -> PathBuf {
         self.claim.folder().join("cni/bin")

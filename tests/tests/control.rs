@@ -86,6 +86,17 @@ async fn answers(world: &World, netns: &Netns, port: u16, path: &str, expected: 
     eventually("an answer", SOON, ask).await.with_context(|| world.logs())
 }
 
+async fn has_event(world: &World, pod: &str, reason: &str, text: &str) -> Result<()> {
+    let selector = format!("--field-selector=involvedObject.name={pod}");
+    let format = r#"jsonpath={range .items[*]}{.reason} {.message}{"\n"}{end}"#;
+    let there = async || {
+        let events = world.plane.api.kubectl(&["get", "events", "-n", "shop", &selector, "-o", format])?;
+        ensure!(events.lines().any(|line| line.starts_with(reason) && line.contains(text)), "{events}");
+        Ok(())
+    };
+    eventually("an Event", SOON, there).await.with_context(|| world.logs())
+}
+
 async fn is_ready(world: &World, component: &str) -> Result<()> {
     let ready = async || {
         let (status, reason, message) = world.plane.ready(component)?;
@@ -101,10 +112,12 @@ async fn an_annotation_and_a_component_are_all_that_a_pod_needs() -> Result<()> 
     world.publish("hello", "hello:1", json!({}))?;
     let cart = world.pod("shop", "cart", "hello=8081, faults=8082")?;
     answers(&world, &cart, 8081, "/", "hello\n").await?;
+    has_event(&world, "cart", "SidecarUnknown", "\"faults\"").await?;
     answers(&world, &cart, 8082, "/", r#"there is no Component \"faults\" in the namespace \"shop\""#).await?;
     // It comes later, and then it is there.
     world.publish("faults", "faults:1", json!({"env": [{"name": "NAME", "value": "first"}]}))?;
     answers(&world, &cart, 8082, "/env?name=NAME", "first").await?;
+    has_event(&world, "cart", "SidecarServed", "\"faults\"").await?;
     world.publish("faults", "faults:1", json!({"env": [{"name": "NAME", "value": "second"}]}))?;
     answers(&world, &cart, 8082, "/env?name=NAME", "second").await?;
     is_ready(&world, "hello").await?;
@@ -112,6 +125,7 @@ async fn an_annotation_and_a_component_are_all_that_a_pod_needs() -> Result<()> 
     world.publish("hello", "hello:1", json!({"access": {"namespaces": ["bank"]}}))?;
     answers(&world, &cart, 8081, "/", "pillion-error: not-allowed").await?;
     answers(&world, &cart, 8081, "/", "HTTP/1.1 403").await?;
+    has_event(&world, "cart", "SidecarNotAllowed", "shop/default").await?;
     answers(&world, &cart, 8081, "/", "service account \\\"shop/default\\\"").await?;
     Ok(())
 }

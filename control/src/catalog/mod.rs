@@ -146,6 +146,11 @@ impl Catalog {
         self.pods.iter()
     }
 
+    /// The pods that name a component of this name.
+    pub fn pods_naming(&self, name: &Name) -> impl Iterator<Item = &ApiUid> {
+        self.by_name.get(name).into_iter().flatten()
+    }
+
     /// What a name means to a pod: the component of its namespace, else the cluster's.
     fn resolve(&self, pod: &ListedPod, name: &Name) -> Option<(ComponentId, &Published)> {
         let own = pod.pod.namespace.parse().ok().map(|namespace| ComponentId::in_namespace(namespace, name.clone()));

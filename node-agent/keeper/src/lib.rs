@@ -15,6 +15,7 @@
 //! | [`plugin`], [`host`], [`socket`] | the sockets of the CNI plugin and of the host |
 //! | [`status`] | `pillion-keeper status` |
 //! | [`install`] | `pillion-keeper install-cni` and `uninstall-cni` |
+//! | [`folders`] | `pillion-keeper make-folders` and `remove-folders` |
 
 #![forbid(unsafe_code)]
 
@@ -22,6 +23,7 @@ pub mod capacity;
 pub mod claim;
 pub mod converge;
 pub mod find;
+pub mod folders;
 pub mod handover;
 pub mod hear;
 pub mod host;

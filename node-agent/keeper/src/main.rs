@@ -17,6 +17,7 @@ use clap::Parser;
 use pillion_confine::Process;
 use pillion_keeper::{
     claim::{Claimant, Turn},
+    folders,
     handover::{self, Handed, HandedHost},
     hear::Taken,
     host, install,
@@ -56,6 +57,8 @@ enum Command {
     Status(status::Command),
     #[command(flatten)]
     Install(install::Command),
+    #[command(flatten)]
+    Folders(folders::Command),
 }
 
 #[derive(Debug, clap::Args)]
@@ -87,6 +90,7 @@ fn main() -> ExitCode {
             let confined = Process::Installer.confine().map_err(anyhow::Error::from);
             confined.and_then(|()| install.run()).map(|()| ExitCode::SUCCESS)
         }
+        Some(Command::Folders(folders)) => folders.run().map(|()| ExitCode::SUCCESS),
         None => run(&arguments.config),
     };
     done.unwrap_or_else(|error| {

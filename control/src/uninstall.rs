@@ -1,0 +1,171 @@
+//! `pillion-control uninstall`: takes the agent off every node, before its DaemonSet is deleted.
+//!
+//! Only on a node can its CNI configuration be changed, so the DaemonSet itself does it: its pods become such that take the plugin off, remove
+//! the agent's folders, and then wait to be deleted.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::{
+    apps::v1::{DaemonSet, DaemonSetStatus},
+    core::v1::{Container, PodSpec},
+};
+use kube::{
+    Api, Client,
+    api::{Patch, PatchParams},
+};
+use serde_json::{Value, json};
+
+/// How often it is looked how far nodes are.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The settings of `pillion-control uninstall`.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Uninstall {
+    /// The namespace of the agent
+    #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE", default_value = "pillion-system")]
+    namespace: String,
+    /// The DaemonSet of the agent
+    #[arg(long, value_name = "NAME", default_value = "pillion-agent")]
+    agent_daemonset: String,
+}
+
+impl Uninstall {
+    /// Takes the agent off every node, and waits until that is done.
+    ///
+    /// # Errors
+    ///
+    /// The API server refuses, or the DaemonSet is not the agent's.
+    pub async fn run(&self, client: Client) -> Result<()> {
+        let name = &self.agent_daemonset;
+        let api = Api::<DaemonSet>::namespaced(client, &self.namespace);
+        let Some(agent) = api.get_opt(name).await? else {
+            tracing::info!(namespace = self.namespace, name, "there is no such DaemonSet: nothing is to be done");
+            return Ok(());
+        };
+        let pod = agent.spec.and_then(|spec| spec.template.spec).context("the DaemonSet has no pods")?;
+        let patch = removal(&pod).with_context(|| format!("the DaemonSet {name:?}"))?;
+        let mut agent = api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        let mut said = None;
+        loop {
+            let far = progress(agent.metadata.generation, agent.status.as_ref());
+            if said != Some(far) {
+                tracing::info!(done = far.done, nodes = far.nodes, "nodes that the agent was taken off");
+                said = Some(far);
+            }
+            if far.complete {
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK).await;
+            match api.get_opt(name).await {
+                Ok(Some(now)) => agent = now,
+                Ok(None) => return Ok(()),
+                Err(error) => tracing::warn!(%error, "it cannot be seen how far nodes are; it is tried again"),
+            }
+        }
+    }
+}
+
+/// A change of the DaemonSet: its containers become such that take the agent off their node. They have the image, the mounts and the rights of the
+/// container that installs the plugin and of the one that makes folders.
+fn removal(pod: &PodSpec) -> Result<Value> {
+    let container = |containers: &[Container], name: &str| {
+        containers
+            .iter()
+            .find(|container| container.name == name)
+            .cloned()
+            .with_context(|| format!("it has no container {name:?}"))
+    };
+    let cni = container(&pod.containers, "cni")?;
+    let folders = container(pod.init_containers.as_deref().unwrap_or_default(), "folders")?;
+    let args = cni.args.clone().unwrap_or_default();
+    let places: Vec<_> =
+        args.into_iter().filter(|arg| arg.starts_with("--bin-dir=") || arg.starts_with("--conf-dir=")).collect();
+    ensure!(places.len() == 2, "its container \"cni\" does not say --bin-dir=… and --conf-dir=…");
+    let becomes = |container: &Container, name: &str, command: &[&str], args: Vec<String>| {
+        let mut container = container.clone();
+        container.name = name.into();
+        container.command = Some(command.iter().map(ToString::to_string).collect());
+        container.args = Some(args);
+        // Another user's folders are removed by it, too.
+        container.security_context.get_or_insert_default().capabilities.get_or_insert_default().add =
+            Some(vec!["DAC_OVERRIDE".into()]);
+        container
+    };
+    let plugin = becomes(&cni, "plugin", &["/pillion-keeper", "uninstall-cni"], places);
+    let remove = becomes(&folders, "remove", &["/pillion-keeper", "remove-folders"], Vec::new());
+    let stay = becomes(&folders, "stay", &["/pillion-keeper", "remove-folders"], vec!["--stay".into()]);
+    Ok(json!({"spec": {
+        // Nothing is handed over any more.
+        "updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 0, "maxUnavailable": "100%"}},
+        "minReadySeconds": 0,
+        "template": {"spec": {"initContainers": [plugin, remove], "containers": [stay]}},
+    }}))
+}
+
+/// How far nodes are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Progress {
+    done: i32,
+    nodes: i32,
+    complete: bool,
+}
+
+fn progress(generation: Option<i64>, status: Option<&DaemonSetStatus>) -> Progress {
+    let Some(status) = status.filter(|status| status.observed_generation >= generation) else {
+        return Progress { done: 0, nodes: 0, complete: false };
+    };
+    let nodes = status.desired_number_scheduled;
+    // Ready is who has done both, and of the newer kind are only those.
+    let done = status.updated_number_scheduled.unwrap_or_default().min(status.number_ready);
+    Progress { done, nodes, complete: done >= nodes && status.number_misscheduled == 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn agent() -> PodSpec {
+        serde_json::from_value(json!({
+            "initContainers": [{"name": "folders", "image": "i", "args": ["--host-uid=1"], "volumeMounts": [{"name": "run", "mountPath": "/run/pillion"}]}],
+            "containers": [
+                {"name": "keeper", "image": "i"},
+                {"name": "cni", "image": "i", "args": ["--plugin=/pillion-cni", "--bin-dir=/b", "--conf-dir=/c", "--cni-socket=/s"]},
+            ],
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn pods_become_such_that_take_the_agent_off() {
+        let patch = removal(&agent()).unwrap();
+        let spec = &patch["spec"]["template"]["spec"];
+        assert_eq!(spec["initContainers"][0]["args"], json!(["--bin-dir=/b", "--conf-dir=/c"]));
+        assert_eq!(spec["initContainers"][1]["command"], json!(["/pillion-keeper", "remove-folders"]));
+        assert_eq!(spec["initContainers"][1]["volumeMounts"][0]["name"], "run");
+        assert_eq!(spec["containers"].as_array().unwrap().len(), 1);
+        assert_eq!(spec["containers"][0]["args"], json!(["--stay"]));
+    }
+
+    #[test]
+    fn a_daemonset_that_is_not_the_agents_is_left_alone() {
+        let mut other = agent();
+        other.containers.clear();
+        assert!(removal(&other).unwrap_err().to_string().contains("no container \"cni\""));
+    }
+
+    #[test]
+    fn it_is_complete_when_every_node_has_done_it() {
+        let status = |observed, updated, ready| DaemonSetStatus {
+            observed_generation: Some(observed),
+            desired_number_scheduled: 3,
+            updated_number_scheduled: Some(updated),
+            number_ready: ready,
+            ..DaemonSetStatus::default()
+        };
+        let complete = |status: DaemonSetStatus| progress(Some(2), Some(&status)).complete;
+        assert!(!complete(status(1, 3, 3)), "it is still about what was before");
+        assert!(!complete(status(2, 2, 3)) && !complete(status(2, 3, 2)));
+        assert!(complete(status(2, 3, 3)));
+    }
+}
