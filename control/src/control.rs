@@ -6,7 +6,7 @@ use std::{
 };
 
 use pillion_protocol::{id::ComponentId, stream::Report};
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::{
     catalog::{ApiUid, Catalog, ListedPod, NodeName, Published, View},
@@ -14,12 +14,17 @@ use crate::{
     settings::Settings,
 };
 
+/// Tokens that the API server is asked about at once.
+const REVIEWS: usize = 16;
+
 /// One replica of control.
 pub struct Control {
     /// How it works.
     pub settings: Settings,
     /// The streams of nodes.
     pub sessions: Sessions,
+    /// Tokens that may be asked about at once.
+    pub reviews: Semaphore,
     /// Whether this replica serves nodes and writes.
     pub leading: watch::Sender<Leading>,
     catalog: RwLock<Catalog>,
@@ -96,6 +101,7 @@ impl Control {
         Self {
             settings,
             sessions: Sessions::default(),
+            reviews: Semaphore::new(REVIEWS),
             leading: watch::Sender::default(),
             catalog: RwLock::default(),
             listed: watch::Sender::default(),
@@ -169,6 +175,11 @@ impl Control {
         let ids: BTreeSet<_> = before.components.keys().chain(report.components.keys()).filter(changed).collect();
         // What pods of a namespace see is of that namespace, or the cluster's.
         self.unsettle(ids.into_iter().flat_map(|id| [id.clone(), id.name.clone().into()]));
+    }
+
+    /// Forgets what nodes have said: to a replica that led before, or to this one long ago.
+    pub fn forget_reports(&self) {
+        self.reports().clear();
     }
 
     /// What nodes have said last.

@@ -58,7 +58,7 @@ impl Catalog {
                     let reason = match refusal.reason {
                         RefusalReason::Unknown => "SidecarUnknown",
                         RefusalReason::NotAllowed => "SidecarNotAllowed",
-                        RefusalReason::NotAccepted => "SidecarNotAccepted",
+                        RefusalReason::NotAccepted | RefusalReason::Other => "SidecarNotAccepted",
                     };
                     let message = format!("annotation {SIDECARS}, {:?}: {}", name.as_str(), refusal.message);
                     (Some(name.to_string()), Problem { reason, message })

@@ -23,6 +23,9 @@ const HELD: Duration = Duration::from_secs(15);
 /// How long before that its holder stops by itself.
 const RESERVE: Duration = Duration::from_secs(5);
 
+/// How long one answer of the API server's may take.
+const ANSWER: Duration = Duration::from_secs(3);
+
 /// How often it is renewed, or looked at.
 const LOOK: Duration = Duration::from_secs(2);
 
@@ -34,8 +37,7 @@ pub async fn follow(client: Client, control: Arc<Control>, mut ending: watch::Re
     let mut held_until = Instant::now();
     while !*ending.borrow() {
         let asked = Instant::now();
-        let left = if is_led(&control) { held_until.saturating_duration_since(asked) } else { HELD };
-        match timeout(left.min(HELD), lease.try_acquire_or_renew()).await {
+        match timeout(ANSWER, lease.try_acquire_or_renew()).await {
             Ok(Ok(LeaseLockResult::Acquired(_))) => {
                 held_until = asked + HELD - RESERVE;
                 lead(&control, Leading::Yes);

@@ -68,13 +68,21 @@ fn crds() -> anyhow::Result<()> {
 
 #[tokio::main]
 async fn take_off(uninstall: &Uninstall) -> anyhow::Result<()> {
-    uninstall.run(Client::try_default().await.context("the API server cannot be found")?).await
+    uninstall.run(client().await?).await
+}
+
+/// A client of the API server. A watch says something at least once a minute, so that silence means that nobody is there any more.
+async fn client() -> anyhow::Result<Client> {
+    let mut config = kube::Config::infer().await.context("the API server cannot be found")?;
+    config.connect_timeout = Some(Duration::from_secs(5));
+    config.read_timeout = Some(Duration::from_secs(75));
+    Ok(Client::try_from(config)?)
 }
 
 #[tokio::main]
 async fn run(settings: Settings) -> anyhow::Result<()> {
     tracing::info!(?settings, "control starts");
-    let client = Client::try_default().await.context("the API server cannot be found")?;
+    let client = client().await?;
     let control = Arc::new(Control::new(settings));
     let health = serve::serve_health(Arc::clone(&control));
     let ended = async {

@@ -21,6 +21,9 @@ use crate::{
 /// How long changes are gathered.
 const GATHER: Duration = Duration::from_secs(1);
 
+/// How long nodes have to come to a replica that leads from now on.
+const ARRIVAL: Duration = Duration::from_secs(3);
+
 /// So many are written at once.
 const WRITTEN: usize = 8;
 
@@ -31,6 +34,9 @@ const MESSAGE: usize = 1_000;
 pub async fn follow(client: Client, control: Arc<Control>) {
     let mut leading = control.leading.subscribe();
     loop {
+        // Nodes come here first, and say what they have.
+        control.forget_reports();
+        tokio::time::sleep(ARRIVAL).await;
         // What changed while another one led was written by that, or not at all.
         _ = leading.wait_for(|leading| *leading == Leading::Yes).await;
         let all: Vec<_> = control.catalog().components().map(|(id, _)| id.clone()).collect();
@@ -89,7 +95,11 @@ where
     let Some(known) = known(control, id) else { return Ok(()) };
     let now = status(&known, generation, &before, &Timestamp::now().to_string());
     if now != before {
-        let patch = json!({"status": now});
+        // What is not said stays in a merge.
+        let mut patch = json!({"status": now});
+        if let Some(status) = patch.get_mut("status").and_then(serde_json::Value::as_object_mut) {
+            status.entry("digest").or_insert(serde_json::Value::Null);
+        }
         api.patch_status(id.name.as_str(), &PatchParams::default(), &Patch::Merge(patch)).await?;
     }
     Ok(())

@@ -1,7 +1,7 @@
 //! The Kubernetes watches that feed the catalog.
 //!
-//! Of most pods nothing is kept, and only their metadata ever travels: those with the annotation are asked for whole, once, when they
-//! have a node. A watch that ends is begun again; what a new list does not have is no more.
+//! Of most pods nothing is kept, and only their metadata ever travels: those with the annotation are asked for whole until they have a
+//! node. A watch that ends is begun again; what a new list does not have is no more.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -20,7 +20,7 @@ use kube::{
     },
 };
 use pillion_protocol::{annotation::SIDECARS, id::ComponentId};
-use tokio::{sync::Semaphore, task::JoinSet};
+use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
 
 use crate::{
     catalog::{ListedPod, Published},
@@ -36,6 +36,12 @@ const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// The most pods that are asked for at once.
 const ASKED: usize = 16;
+
+/// How long the API server may take for one of them.
+const ANSWER: Duration = Duration::from_secs(10);
+
+/// A watch is begun again after so many seconds, whatever comes: one that hangs is not noticed otherwise.
+const WATCH: u32 = 60;
 
 /// How long to wait before a pod that could not be asked for is asked for again.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -63,6 +69,10 @@ pub async fn follow(client: Client, control: Arc<Control>) {
     );
 }
 
+fn config() -> watcher::Config {
+    watcher::Config::default().timeout(WATCH)
+}
+
 /// A watch that is begun again whatever ends it, ever more slowly.
 fn events<K>(api: Api<K>, config: watcher::Config) -> impl Stream<Item = Event<K>> + Send
 where
@@ -82,17 +92,19 @@ async fn follow_components<K>(
 ) where
     K: Resource + Clone + std::fmt::Debug + Send + serde::de::DeserializeOwned + 'static,
 {
-    let mut events = std::pin::pin!(events(api, watcher::Config::default()));
+    let mut events = std::pin::pin!(events(api, config()));
     let (mut known, mut listed) = (BTreeSet::new(), BTreeSet::new());
     while let Some(event) = events.next().await {
         match event {
             Event::Init => listed.clear(),
-            Event::InitApply(component) | Event::Apply(component) => {
-                let Some(id) = id_of(&component) else { continue };
-                let (accepted, access) = read(&component);
+            Event::InitApply(ref component) | Event::Apply(ref component) => {
+                let Some(id) = id_of(component) else { continue };
+                let (accepted, access) = read(component);
                 control.publish(id.clone(), Some(Published::new(accepted, access)));
                 known.insert(id.clone());
-                listed.insert(id);
+                if matches!(event, Event::InitApply(_)) {
+                    listed.insert(id);
+                }
             }
             Event::Delete(component) => {
                 let Some(id) = id_of(&component) else { continue };
@@ -125,15 +137,20 @@ struct Seen {
     name: String,
     /// The UID by which its runtime knows it.
     runtime_uid: String,
+    is_mirror: bool,
     annotation: String,
 }
 
 fn seen(pod: &PartialObjectMeta<Pod>) -> Option<Seen> {
     let annotations = pod.annotations();
+    // Anybody may write the annotation; the owner at least only with some right.
+    let is_nodes = pod.owner_references().iter().any(|owner| owner.controller == Some(true) && owner.kind == "Node");
+    let mirror = annotations.get(MIRROR).filter(|_| is_nodes);
     Some(Seen {
         namespace: pod.namespace()?,
         name: pod.name_any(),
-        runtime_uid: annotations.get(MIRROR).cloned().or_else(|| pod.uid())?,
+        is_mirror: mirror.is_some(),
+        runtime_uid: mirror.cloned().or_else(|| pod.uid())?,
         annotation: annotations.get(SIDECARS)?.clone(),
     })
 }
@@ -147,9 +164,17 @@ struct Whole {
 
 async fn follow_pods(client: Client, control: Arc<Control>) {
     let api: Api<PartialObjectMeta<Pod>> = Api::all(client.clone());
-    let mut events = std::pin::pin!(events(api, watcher::Config::default().fields(LIVING)));
-    let mut pods =
-        Pods { client, control, seen: HashMap::new(), asking: JoinSet::new(), room: Arc::new(Semaphore::new(ASKED)) };
+    let mut events = std::pin::pin!(events(api, config().fields(LIVING)));
+    let mut pods = Pods {
+        client,
+        control,
+        seen: HashMap::new(),
+        asking: JoinSet::new(),
+        asked: BTreeSet::new(),
+        again: BTreeSet::new(),
+        first: BTreeSet::new(),
+        room: Arc::new(Semaphore::new(ASKED)),
+    };
     let (mut listed, mut is_listed) = (BTreeSet::new(), false);
     loop {
         tokio::select! {
@@ -162,10 +187,15 @@ async fn follow_pods(client: Client, control: Arc<Control>) {
             event = events.next() => match event {
                 None => return,
                 Some(Event::Init) => listed.clear(),
-                Some(Event::InitApply(pod) | Event::Apply(pod)) => {
+                Some(Event::InitApply(pod)) => {
                     if let Some(uid) = pod.uid() {
                         pods.apply(&uid, &pod);
                         listed.insert(uid);
+                    }
+                }
+                Some(Event::Apply(pod)) => {
+                    if let Some(uid) = pod.uid() {
+                        pods.apply(&uid, &pod);
                     }
                 }
                 Some(Event::Delete(pod)) => {
@@ -179,11 +209,15 @@ async fn follow_pods(client: Client, control: Arc<Control>) {
                     gone.iter().for_each(|uid| pods.remove(uid));
                     pods.control.sessions.end_of_pods_but(&listed);
                     listed.clear();
+                    if !is_listed {
+                        pods.first = pods.asked.clone();
+                    }
                     is_listed = true;
                 }
             },
         }
-        if is_listed && pods.asking.is_empty() {
+        // One that cannot be read does not keep everybody else from being served.
+        if is_listed && pods.first.is_empty() {
             pods.control.list_is_complete(|listed| listed.pods = true);
         }
     }
@@ -195,6 +229,12 @@ struct Pods {
     /// Those with the annotation.
     seen: HashMap<String, Seen>,
     asking: JoinSet<(String, Option<Whole>)>,
+    /// Those that are asked for.
+    asked: BTreeSet<String>,
+    /// Of these, those that have changed meanwhile.
+    again: BTreeSet<String>,
+    /// Of the first list those that there was no answer of yet, not even that they cannot be read.
+    first: BTreeSet<String>,
     room: Arc<Semaphore>,
 }
 
@@ -227,14 +267,19 @@ impl Pods {
         }
     }
 
-    /// Asks for a whole pod.
+    /// Asks for a whole pod, unless that is being done: then it is asked for again afterwards, if it still has no node.
     fn ask(&mut self, uid: String, namespace: String, name: String, pause: Duration) {
+        if !self.asked.insert(uid.clone()) {
+            self.again.insert(uid);
+            return;
+        }
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
         let room = Arc::clone(&self.room);
         self.asking.spawn(async move {
             tokio::time::sleep(pause).await;
             let _room = room.acquire().await;
-            let whole = match api.get_opt(&name).await {
+            let answer = timeout(ANSWER, api.get_opt(&name)).await.map_err(|_| "no answer".to_owned());
+            let whole = match answer.and_then(|answer| answer.map_err(|error| error.to_string())) {
                 Ok(Some(pod)) if pod.uid().as_deref() == Some(&uid) => Some(whole(&pod)),
                 // It is no more, as the watch will say.
                 Ok(_) => Some(Whole { node: None, service_account: String::new(), host_network: false }),
@@ -248,8 +293,14 @@ impl Pods {
     }
 
     fn answered(&mut self, uid: &str, whole: Option<Whole>) {
+        self.asked.remove(uid);
+        self.first.remove(uid);
+        let again = self.again.remove(uid);
         let Some(seen) = self.seen.get(uid).cloned() else { return };
         match whole {
+            Some(whole) if whole.node.is_none() && again => {
+                self.ask(uid.to_owned(), seen.namespace, seen.name, Duration::ZERO);
+            }
             Some(whole) => self.set(uid, seen, whole),
             None => self.ask(uid.to_owned(), seen.namespace, seen.name, AGAIN),
         }
@@ -258,10 +309,11 @@ impl Pods {
     /// One without a node is asked for again when it changes, as it does when it gets one.
     fn set(&self, uid: &str, seen: Seen, whole: Whole) {
         let (Some(node), Ok(runtime_uid)) = (whole.node, seen.runtime_uid.parse()) else { return };
-        let pod = pillion_protocol::pod::Pod { uid: runtime_uid, namespace: seen.namespace, name: seen.name };
+        let Seen { namespace, name, annotation, is_mirror, .. } = seen;
+        let pod = pillion_protocol::pod::Pod { uid: runtime_uid, namespace, name };
         let Whole { service_account, host_network, .. } = whole;
-        let sidecars = seen.annotation.parse();
-        self.control.set_pod(uid, ListedPod { pod, node: node.into(), service_account, host_network, sidecars });
+        let (node, sidecars) = (node.into(), annotation.parse());
+        self.control.set_pod(uid, ListedPod { pod, node, service_account, is_mirror, host_network, sidecars });
     }
 }
 

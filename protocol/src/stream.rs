@@ -7,7 +7,8 @@
 //!
 //! Each resource has a version, an opaque text. A node that comes back says which versions it has, and is told what is otherwise and
 //! what has ended meanwhile: so there is no history that could be too short, and it may come back to another replica of control.
-//! Fields and kinds of messages that a node does not know mean nothing to it; what it must understand comes with a new [`VERSIONS`].
+//! What a node does not know means nothing to it, and a message that it cannot read changes nothing; what it must understand comes with a new
+//! one of [`VERSIONS`].
 
 use std::collections::BTreeMap;
 
@@ -47,8 +48,8 @@ pub fn common_version(theirs: &[u32]) -> Option<u32> {
 pub struct Subscribe {
     /// The versions of these words that the node understands.
     pub versions: Vec<u32>,
-    /// What it has: each resource with its version.
-    #[serde(default)]
+    /// What it has: each resource with its version. Of a kind that is not known, nothing is known.
+    #[serde(default, deserialize_with = "known")]
     pub known: BTreeMap<Key, Version>,
 }
 
@@ -147,6 +148,9 @@ pub enum RefusalReason {
     NotAllowed,
     /// The component cannot be served as it is now. One that was served before goes on.
     NotAccepted,
+    /// For a reason that this node does not know.
+    #[serde(other)]
+    Other,
 }
 
 /// From a node to control: everything that it knows. It takes the place of what the node said before.
@@ -171,6 +175,11 @@ pub struct ComponentReport {
     /// Why this version is not served, if it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
+}
+
+fn known<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<Key, Version>, D::Error> {
+    let known = BTreeMap::<String, Version>::deserialize(deserializer)?;
+    Ok(known.into_iter().filter_map(|(key, version)| Some((Key::try_from(key).ok()?, version))).collect())
 }
 
 impl ToNode {
@@ -248,6 +257,10 @@ mod tests {
         assert_eq!(serde_json::from_value::<ToNode>(newer).unwrap(), ToNode::Unknown);
         let newer = json!({"type": "podEnded", "uid": "u-1", "why": "evicted"});
         assert!(matches!(serde_json::from_value::<ToNode>(newer).unwrap(), ToNode::PodEnded { .. }));
+        let newer = json!({"versions": [1, 2], "known": {"firework/x": "v", "pod/u-1": "v2"}});
+        assert_eq!(serde_json::from_value::<Subscribe>(newer).unwrap().known.len(), 1);
+        let newer = json!({"reason": "no-fireworks", "message": "why"});
+        assert_eq!(serde_json::from_value::<Refusal>(newer).unwrap().reason, RefusalReason::Other);
         assert_eq!((common_version(&[1, 2]), common_version(&[2, 3])), (Some(1), None));
     }
 

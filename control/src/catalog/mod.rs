@@ -6,7 +6,7 @@
 mod view;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     sync::Arc,
 };
 
@@ -15,7 +15,7 @@ use pillion_protocol::{
     component::ComponentSpec,
     id::ComponentId,
     name::Name,
-    pod::Pod,
+    pod::{Pod, PodUid},
     stream::Version,
 };
 use sha2::{Digest, Sha256};
@@ -38,10 +38,15 @@ pub struct Catalog {
     by_node: HashMap<NodeName, BTreeSet<ApiUid>>,
     /// By the components that they name.
     by_name: HashMap<Name, BTreeSet<ApiUid>>,
+    /// Pods that were seen to end, or to lose the annotation, by node. Only of these a node is told so.
+    ended: HashMap<NodeName, VecDeque<PodUid>>,
 }
 
+/// So many of a node's pods that have ended are remembered: a node that comes back later learns it from their namespaces.
+const ENDED: usize = 1_000;
+
 /// A component as it is published.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Published {
     /// What it is, or why it is not accepted.
     pub accepted: Result<Arc<ComponentSpec>, String>,
@@ -60,6 +65,8 @@ pub struct ListedPod {
     pub node: NodeName,
     /// Whom it runs as.
     pub service_account: String,
+    /// It is a static pod's copy in the API: the pod does not end with it.
+    pub is_mirror: bool,
     /// It has the node's network.
     pub host_network: bool,
     /// What its annotation says, or what is wrong with it.
@@ -92,6 +99,9 @@ fn version_of(content: &impl serde::Serialize) -> Version {
 impl Catalog {
     /// A component is new or has changed; `None` if it is no more. Gives the nodes that this may matter to.
     pub fn publish(&mut self, id: ComponentId, published: Option<Published>) -> BTreeSet<NodeName> {
+        if self.components.get(&id) == published.as_ref() {
+            return BTreeSet::new();
+        }
         match published {
             Some(published) => _ = self.components.insert(id.clone(), published),
             None => _ = self.components.remove(&id),
@@ -116,7 +126,17 @@ impl Catalog {
         if self.pods.get(&uid) == Some(&pod) {
             return BTreeSet::new();
         }
-        let mut nodes = self.remove_pod(&uid);
+        if self.is_known_by_another(&uid, &pod) {
+            tracing::error!(
+                namespace = pod.pod.namespace, pod = pod.pod.name, uid = %pod.pod.uid,
+                "a pod says that it is another one of its node: it is ignored"
+            );
+            return BTreeSet::new();
+        }
+        let mut nodes = self.take_out(&uid).map(|before| before.node).into_iter().collect::<BTreeSet<_>>();
+        if let Some(ended) = self.ended.get_mut(&pod.node) {
+            ended.retain(|ended| *ended != pod.pod.uid);
+        }
         nodes.insert(Arc::clone(&pod.node));
         self.by_node.entry(Arc::clone(&pod.node)).or_default().insert(Arc::clone(&uid));
         for sidecar in pod.sidecars.iter().flatten() {
@@ -128,12 +148,33 @@ impl Catalog {
 
     /// A pod has ended, or has the annotation no more. Gives the nodes that this may matter to.
     pub fn remove_pod(&mut self, uid: &str) -> BTreeSet<NodeName> {
-        let Some(pod) = self.pods.remove(uid) else { return BTreeSet::new() };
+        let Some(pod) = self.take_out(uid) else { return BTreeSet::new() };
+        if !pod.is_mirror {
+            let ended = self.ended.entry(Arc::clone(&pod.node)).or_default();
+            ended.push_back(pod.pod.uid.clone());
+            ended.drain(..ended.len().saturating_sub(ENDED));
+        }
+        BTreeSet::from([pod.node])
+    }
+
+    /// Whether another pod of the node has this one's UID there: its annotations say so, and anybody may write those.
+    fn is_known_by_another(&self, uid: &str, pod: &ListedPod) -> bool {
+        let mut others = self.by_node.get(&pod.node).into_iter().flatten().filter(|other| &***other != uid);
+        others.any(|other| self.pods.get(other).is_some_and(|other| other.pod.uid == pod.pod.uid))
+    }
+
+    fn take_out(&mut self, uid: &str) -> Option<ListedPod> {
+        let pod = self.pods.remove(uid)?;
         remove_from(&mut self.by_node, &pod.node, uid);
         for sidecar in pod.sidecars.iter().flatten() {
             remove_from(&mut self.by_name, &sidecar.name, uid);
         }
-        BTreeSet::from([pod.node])
+        Some(pod)
+    }
+
+    /// Pods of a node that were seen to end.
+    pub fn ended(&self, node: &str) -> impl Iterator<Item = &PodUid> {
+        self.ended.get(node).into_iter().flatten()
     }
 
     /// A pod that is known.

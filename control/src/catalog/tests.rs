@@ -20,6 +20,7 @@ fn pod(namespace: &str, name: &str, node: &str, sidecars: &str) -> (ApiUid, List
         pod,
         node: node.into(),
         service_account: "default".into(),
+        is_mirror: false,
         host_network: false,
         sidecars: sidecars.parse(),
     };
@@ -31,11 +32,11 @@ fn nodes(names: &[&str]) -> BTreeSet<NodeName> {
 }
 
 fn keys(view: &View) -> Vec<String> {
-    view.keys().map(|key| key.clone().into()).collect()
+    view.resources.keys().map(|key| key.clone().into()).collect()
 }
 
 fn refusal(catalog: &Catalog, node: &str, pod: &str) -> Option<Refusal> {
-    match catalog.view(node).remove(&Key::Pod(pod.parse().unwrap())) {
+    match catalog.view(node).resources.remove(&Key::Pod(pod.parse().unwrap())) {
         Some(ToNode::Pod { wanted, .. }) => wanted.refused.into_values().next(),
         _ => None,
     }
@@ -83,7 +84,7 @@ fn a_namespaces_own_component_comes_before_the_clusters() {
     let mut catalog = catalog();
     let of = |catalog: &Catalog, node: &str, key: &str| {
         let key = Key::try_from(key.to_owned()).unwrap();
-        match catalog.view(node).remove(&key) {
+        match catalog.view(node).resources.remove(&key) {
             Some(ToNode::Component { spec, .. }) => spec.image.to_string(),
             other => panic!("{other:?}"),
         }
@@ -138,7 +139,7 @@ fn who_comes_back_is_told_what_is_otherwise() {
     let view = catalog.view("a");
     assert_eq!(difference(&BTreeMap::new(), &view).len(), 3, "a first snapshot");
     let known: BTreeMap<Key, Version> =
-        view.iter().filter_map(|(key, told)| Some((key.clone(), told.version()?.clone()))).collect();
+        view.resources.iter().filter_map(|(key, told)| Some((key.clone(), told.version()?.clone()))).collect();
     assert_eq!(difference(&known, &view), []);
     catalog.publish(id("clock"), Some(image("r.example/clock:2")));
     catalog.remove_pod("till");
@@ -153,4 +154,40 @@ fn who_comes_back_is_told_what_is_otherwise() {
         matches!(&told[..], [ToNode::PodEnded { .. }, ToNode::PodEnded { .. }, ToNode::ComponentGone { .. }]),
         "pods before what they name: {told:?}"
     );
+}
+
+#[test]
+fn a_pod_that_is_merely_not_there_has_not_ended() {
+    let known = BTreeMap::from([(Key::Pod("cart".parse().unwrap()), Version("v".into()))]);
+    assert_eq!(difference(&known, &Catalog::default().view("a")), [], "a replica that knows less");
+    let mut catalog = catalog();
+    let (uid, wrong) = pod("shop", "cart", "a", "clock=80");
+    catalog.set_pod(uid, wrong);
+    let told = difference(&known, &catalog.view("a"));
+    assert!(!told.iter().any(|told| matches!(told, ToNode::PodEnded { .. })), "a slip of the pen: {told:?}");
+    catalog.remove_pod("cart");
+    let told = difference(&known, &catalog.view("a"));
+    assert!(told.iter().any(|told| matches!(told, ToNode::PodEnded { .. })), "{told:?}");
+}
+
+#[test]
+fn a_pod_that_says_it_is_another_one_is_ignored() {
+    let mut catalog = catalog();
+    let (_, fake) = pod("bank", "cart", "a", "flags=9090");
+    assert_eq!(catalog.set_pod("fake".into(), fake), nodes(&[]));
+    let Some(ToNode::Pod { wanted, .. }) = catalog.view("a").resources.remove(&Key::Pod("cart".parse().unwrap()))
+    else {
+        panic!("the pod is gone")
+    };
+    assert_eq!(wanted.pod.namespace, "shop");
+    assert_eq!(catalog.remove_pod("fake"), nodes(&[]));
+}
+
+#[test]
+fn a_static_pod_does_not_end_with_its_copy() {
+    let mut catalog = catalog();
+    let (uid, cart) = pod("shop", "cart", "a", "clock=8081");
+    catalog.set_pod(Arc::clone(&uid), ListedPod { is_mirror: true, ..cart });
+    catalog.remove_pod(&uid);
+    assert_eq!(catalog.view("a").ended.len(), 0);
 }

@@ -13,13 +13,19 @@ use pillion_protocol::{
 
 use super::{Catalog, ListedPod, is_allowed, version_of};
 
-/// Everything that a node needs, each resource as it is told.
-pub type View = BTreeMap<Key, ToNode>;
+/// Everything that a node needs, and which of its pods have ended.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// Each resource as it is told.
+    pub resources: BTreeMap<Key, ToNode>,
+    /// Pods that were seen to end. That one is not among the resources does not mean that.
+    pub ended: BTreeSet<PodUid>,
+}
 
 impl Catalog {
     /// What a node needs. It costs what the node has, not what the cluster has.
     pub fn view(&self, node: &str) -> View {
-        let mut view = View::new();
+        let mut view = View { resources: BTreeMap::new(), ended: self.ended(node).cloned().collect() };
         for pod in self.by_node.get(node).into_iter().flatten().filter_map(|uid| self.pods.get(uid)) {
             // What is wrong with the others, people are told by events; a node can do nothing for them.
             if let (Ok(sidecars), false) = (&pod.sidecars, pod.host_network) {
@@ -35,14 +41,14 @@ impl Catalog {
             let Some((_, published)) = self.resolve(pod, &sidecar.name) else { continue };
             let (Ok(spec), Ok(namespace)) = (&published.accepted, pod.pod.namespace.parse()) else { continue };
             let id = ComponentId::in_namespace(namespace, sidecar.name.clone());
-            view.entry(Key::Component(id.clone())).or_insert_with(|| {
+            view.resources.entry(Key::Component(id.clone())).or_insert_with(|| {
                 let spec: Box<ComponentSpec> = Box::new((**spec).clone());
                 ToNode::Component { id, version: published.version.clone(), spec }
             });
         }
         let wanted = WantedPod { pod: pod.pod.clone(), sidecars: sidecars.clone(), refused };
         let version = version_of(&wanted);
-        view.insert(Key::Pod(wanted.pod.uid.clone()), ToNode::Pod { version, wanted });
+        view.resources.insert(Key::Pod(wanted.pod.uid.clone()), ToNode::Pod { version, wanted });
     }
 
     /// Which of a pod's sidecars are not to be served, and why.
@@ -75,15 +81,19 @@ impl Catalog {
     }
 }
 
-/// What to tell somebody who has `known`, so that they have `view`. Components come before the pods that name them, and go after them.
+/// What to tell somebody who has `known`, so that they have `view`. Components come before the pods that name them, and go after them. A pod
+/// that is merely not there is not told of: this replica may know less than the one before.
 pub fn difference(known: &BTreeMap<Key, Version>, view: &View) -> Vec<ToNode> {
     let is_news = |(key, told): &(&Key, &ToNode)| known.get(*key) != told.version();
     let (pods, components): (Vec<_>, Vec<_>) =
-        view.iter().filter(is_news).partition(|(key, _)| matches!(key, Key::Pod(_)));
-    let gone: BTreeSet<&Key> = known.keys().filter(|key| !view.contains_key(*key)).collect();
+        view.resources.iter().filter(is_news).partition(|(key, _)| matches!(key, Key::Pod(_)));
+    let gone: BTreeSet<&Key> = known.keys().filter(|key| !view.resources.contains_key(*key)).collect();
     let ended = |uid: &PodUid| ToNode::PodEnded { uid: uid.clone() };
     let told = components.into_iter().chain(pods).map(|(_, told)| told.clone());
-    let ended = gone.iter().filter_map(|key| if let Key::Pod(uid) = key { Some(ended(uid)) } else { None });
+    let ended = gone.iter().filter_map(|key| match key {
+        Key::Pod(uid) if view.ended.contains(uid) => Some(ended(uid)),
+        _ => None,
+    });
     let unneeded = gone.iter().filter_map(|key| match key {
         Key::Component(id) => Some(ToNode::ComponentGone { id: id.clone() }),
         Key::Pod(_) => None,

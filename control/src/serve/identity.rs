@@ -16,7 +16,7 @@ use kube::{Api, Client, ResourceExt, api::PostParams};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::{catalog::NodeName, settings::Settings};
+use crate::{catalog::NodeName, control::Control, settings::Settings};
 
 /// A pod of the agent, on a node, and for how long its token is good.
 #[derive(Clone, Debug)]
@@ -72,7 +72,10 @@ pub(super) fn hash(token: &str) -> TokenHash {
 }
 
 /// Finds out whose a token is.
-pub(super) async fn identify(client: &Client, settings: &Settings, token: &str) -> Result<Identity, IdentityError> {
+pub(super) async fn identify(client: &Client, control: &Control, token: &str) -> Result<Identity, IdentityError> {
+    let settings = &control.settings;
+    // Strangers' tokens are as many as they like.
+    let _room = control.reviews.acquire().await;
     let spec = TokenReviewSpec { audiences: Some(vec![settings.audience.clone()]), token: Some(token.into()) };
     let review = TokenReview { spec, ..TokenReview::default() };
     let review = Api::<TokenReview>::all(client.clone()).create(&PostParams::default(), &review).await?;
@@ -147,11 +150,13 @@ fn node_of(pod: Option<&Pod>, claimed: &Claimed, settings: &Settings) -> Result<
 /// For how long a token is good that the API server has just found good. One that does not say is asked for again soon.
 fn lasts(token: &str, now: SystemTime) -> Duration {
     const UNSAID: Duration = Duration::from_secs(300);
+    const LEAST: Duration = Duration::from_secs(60);
     let claims = token.split('.').nth(1).and_then(|claims| BASE64_URL_SAFE_NO_PAD.decode(claims).ok());
     let claims = claims.and_then(|claims| serde_json::from_slice::<Value>(&claims).ok());
     let expires = claims.as_ref().and_then(|claims| claims.get("exp")?.as_u64());
     let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    expires.map_or(UNSAID, |expires| Duration::from_secs(expires).saturating_sub(now))
+    // The API server has just found it good, whatever our clock says.
+    expires.map_or(UNSAID, |expires| Duration::from_secs(expires).saturating_sub(now).max(LEAST))
 }
 
 #[cfg(test)]
@@ -236,7 +241,7 @@ mod tests {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000);
         let token = |claims: &str| format!("h.{}.s", BASE64_URL_SAFE_NO_PAD.encode(claims));
         assert_eq!(lasts(&token(r#"{"exp": 1600}"#), now), Duration::from_secs(600));
-        assert_eq!(lasts(&token(r#"{"exp": 900}"#), now), Duration::ZERO);
+        assert_eq!(lasts(&token(r#"{"exp": 900}"#), now), Duration::from_secs(60), "our clock is ahead");
         assert_eq!(lasts("opaque", now), Duration::from_secs(300));
     }
 }

@@ -11,7 +11,8 @@ use std::{io, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, State},
+    body::Body,
+    extract::State,
     http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -20,11 +21,12 @@ use axum_server::{Handle, tls_rustls::RustlsConfig};
 use kube::Client;
 use pillion_protocol::stream::{MAX_MESSAGE, REPORT, STREAM};
 use serde_json::json;
+use tokio::time::timeout;
 
 use self::identity::IdentityError;
 use crate::control::{Control, Leading};
 
-/// How long a caller may take to say what it wants.
+/// How long a caller may take to say who it is; then, what it wants.
 const FIRST: Duration = Duration::from_secs(10);
 
 /// What a request is served with.
@@ -49,7 +51,6 @@ pub async fn serve(
     let app = Router::new()
         .route(STREAM, post(stream::open))
         .route(REPORT, post(report::take))
-        .layer(DefaultBodyLimit::max(MAX_MESSAGE))
         .with_state(Served { control, client });
     axum_server::bind_rustls(listen, certificate)
         .handle(handle)
@@ -91,6 +92,8 @@ enum Refused {
         pillion_protocol::stream::VERSIONS
     )]
     Version { theirs: Vec<u32> },
+    #[error("what the node says cannot be read: {0}")]
+    Unread(String),
     #[error("this node has no stream: a report is taken from who has one")]
     NoSession,
 }
@@ -102,7 +105,7 @@ impl IntoResponse for Refused {
             Self::Identity(IdentityError::Unasked(_)) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Identity(IdentityError::Nobody(_)) => StatusCode::UNAUTHORIZED,
             Self::Identity(IdentityError::Other(_)) => StatusCode::FORBIDDEN,
-            Self::Version { .. } => StatusCode::BAD_REQUEST,
+            Self::Version { .. } | Self::Unread(_) => StatusCode::BAD_REQUEST,
             Self::NoSession => StatusCode::CONFLICT,
         };
         let leader = match &self {
@@ -112,6 +115,14 @@ impl IntoResponse for Refused {
         let body = json!({"title": self.to_string(), "status": status.as_u16(), "leader": leader});
         (status, [(header::CONTENT_TYPE, "application/problem+json")], Json(body)).into_response()
     }
+}
+
+/// What a node says, once it is known to be one.
+async fn read<T: serde::de::DeserializeOwned>(body: Body) -> Result<T, Refused> {
+    let unread = |error: String| Refused::Unread(error);
+    let bytes = timeout(FIRST, axum::body::to_bytes(body, MAX_MESSAGE)).await;
+    let bytes = bytes.map_err(|_| unread("it comes too slowly".into()))?.map_err(|error| unread(error.to_string()))?;
+    serde_json::from_slice(&bytes).map_err(|error| unread(error.to_string()))
 }
 
 /// Whether this replica serves nodes now.

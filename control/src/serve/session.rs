@@ -1,7 +1,7 @@
 //! The streams that are open, by node: who is to look again when something changes, and who is to end.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -12,7 +12,14 @@ use crate::catalog::NodeName;
 
 /// All open streams. A node has two while its agent is replaced.
 #[derive(Default)]
-pub struct Sessions(Mutex<BTreeMap<NodeName, Vec<Arc<Session>>>>);
+pub struct Sessions {
+    open: Mutex<BTreeMap<NodeName, Vec<Arc<Session>>>>,
+    /// Pods that have ended lately: a stream may be on its way to be opened.
+    ended: Mutex<VecDeque<String>>,
+}
+
+/// So many are remembered.
+const ENDED: usize = 1_000;
 
 /// A node's open stream.
 #[derive(Debug)]
@@ -52,14 +59,22 @@ pub(super) fn open(control: &Arc<crate::control::Control>, identity: &Identity) 
         changed: Notify::new(),
         ended: watch::Sender::new(false),
     });
+    // Its pod may have ended since it was looked for; from now on it would be told.
     let node = NodeName::clone(&identity.node);
     control.sessions.all().entry(NodeName::clone(&node)).or_default().push(Arc::clone(&session));
+    if control.sessions.ended().contains(&session.pod_uid) {
+        session.ended.send_replace(true);
+    }
     Open { control: Arc::clone(control), node, session }
 }
 
 impl Sessions {
     fn all(&self) -> MutexGuard<'_, BTreeMap<NodeName, Vec<Arc<Session>>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ended(&self) -> MutexGuard<'_, VecDeque<String>> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The views of these nodes may be others.
@@ -79,6 +94,12 @@ impl Sessions {
 
     /// A pod is no more: a stream with it ends.
     pub fn end_of_pod(&self, uid: &str) {
+        let mut ended = self.ended();
+        ended.push_back(uid.to_owned());
+        if ended.len() > ENDED {
+            ended.pop_front();
+        }
+        drop(ended);
         self.end(|session| session.pod_uid == uid);
     }
 

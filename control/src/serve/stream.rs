@@ -3,7 +3,6 @@
 use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
-    Json,
     body::{Body, Bytes},
     extract::State,
     http::{HeaderMap, header},
@@ -17,7 +16,7 @@ use tokio::{
 };
 
 use super::{
-    Refused, Served, identity, leads,
+    Refused, Served, identity, leads, read,
     session::{self, Open},
 };
 use crate::control::{Control, Leading};
@@ -37,11 +36,12 @@ const AHEAD: usize = 64;
 pub(super) async fn open(
     State(Served { control, client }): State<Served>,
     headers: HeaderMap,
-    Json(subscribe): Json<Subscribe>,
+    body: Body,
 ) -> Result<Response, Refused> {
     leads(&control)?;
     let token = identity::token(&headers)?;
-    let identity = identity::identify(&client, &control.settings, token).await?;
+    let identity = identity::identify(&client, &control, token).await?;
+    let subscribe: Subscribe = read(body).await?;
     let version = common_version(&subscribe.versions).ok_or(Refused::Version { theirs: subscribe.versions })?;
     let until = Instant::now() + identity.lasts;
     let open = session::open(&control, &identity);

@@ -17,7 +17,6 @@ use std::{
 
 use pillion_protocol::keeper::{Call, MAX_MESSAGE, Request, VERSION};
 use pillion_sockets::link::Link;
-use rustix::process::Uid;
 
 /// How long to wait when no client can be taken in, for example without a descriptor left.
 const AGAIN: Duration = Duration::from_millis(100);
@@ -93,11 +92,9 @@ pub fn close(listener: impl AsFd) {
 
 /// The user at the other end, if it is none that is served.
 fn stranger(socket: impl AsFd, also: Option<u32>) -> io::Result<Option<u32>> {
-    let peer = rustix::net::sockopt::socket_peercred(socket)?;
-    let served = peer.uid.is_root()
-        || peer.uid == rustix::process::geteuid()
-        || also.is_some_and(|uid| peer.uid == Uid::from_raw(uid));
-    Ok((!served).then(|| peer.uid.as_raw()))
+    let peer = pillion_sockets::sys::peer_uid(socket)?;
+    let served = peer == 0 || peer == rustix::process::geteuid().as_raw() || also == Some(peer);
+    Ok((!served).then_some(peer))
 }
 
 #[cfg(test)]

@@ -95,7 +95,11 @@ impl Told {
                 let uid = wanted.pod.uid.clone();
                 let before = self.pods.remove(&uid);
                 let named: BTreeSet<&Name> = wanted.sidecars.iter().map(|sidecar| &sidecar.name).collect();
-                let had = before.into_iter().flat_map(|pod| pod.had).filter(|name| named.contains(name));
+                let is_taken = |name: &Name| {
+                    wanted.refused.get(name).is_some_and(|refusal| refusal.reason == RefusalReason::NotAllowed)
+                };
+                let had = before.into_iter().flat_map(|pod| pod.had);
+                let had = had.filter(|name| named.contains(name) && !is_taken(name));
                 let has = named.iter().filter(|name| !wanted.refused.contains_key(**name)).map(|name| (*name).clone());
                 let had = had.chain(has).collect();
                 self.pods.insert(uid, ToldPod { version, wanted: wanted.clone(), had });
@@ -132,8 +136,17 @@ impl Told {
         match refusal.reason {
             RefusalReason::NotAllowed => Verdict::NotAllowed(refusal.message.clone()),
             RefusalReason::Unknown | RefusalReason::NotAccepted if kept() => Verdict::Served,
-            RefusalReason::Unknown | RefusalReason::NotAccepted => Verdict::Unavailable(refusal.message.clone()),
+            RefusalReason::Unknown | RefusalReason::NotAccepted | RefusalReason::Other => {
+                Verdict::Unavailable(refusal.message.clone())
+            }
         }
+    }
+
+    /// Has control tell everything anew: what was read from a file may be of a program that understood less, or somebody's who may write it.
+    pub fn doubt(&mut self) {
+        let versions = (self.pods.values_mut().map(|pod| &mut pod.version))
+            .chain(self.components.values_mut().map(|component| &mut component.version));
+        versions.for_each(|version| version.0.clear());
     }
 
     /// What is known, for a control that comes back.
@@ -236,6 +249,10 @@ mod tests {
         let mut told = told();
         told.hear(pod("cart", &[("clock", RefusalReason::NotAllowed)]));
         assert_eq!(verdict(&told, "cart"), Verdict::NotAllowed("why".into()));
+        for reason in [RefusalReason::Unknown, RefusalReason::NotAccepted, RefusalReason::Other] {
+            told.hear(pod("cart", &[("clock", reason)]));
+            assert_eq!(verdict(&told, "cart"), Verdict::Unavailable("why".into()), "it does not come back so");
+        }
     }
 
     #[test]

@@ -68,10 +68,10 @@ struct FromArgs {
     #[arg(long, value_name = "https://HOST:PORT", env = "PILLION_CONTROL", requires_all = ["control_ca", "control_token"])]
     control: Option<String>,
     /// The certificate of control's authority, PEM; it is read again for each connection
-    #[arg(long, value_name = "FILE", env = "PILLION_CONTROL_CA")]
+    #[arg(long, value_name = "FILE", env = "PILLION_CONTROL_CA", requires = "control")]
     control_ca: Option<PathBuf>,
     /// This node's token for control; it is read again for each connection
-    #[arg(long, value_name = "FILE", env = "PILLION_CONTROL_TOKEN")]
+    #[arg(long, value_name = "FILE", env = "PILLION_CONTROL_TOKEN", requires = "control")]
     control_token: Option<PathBuf>,
 }
 

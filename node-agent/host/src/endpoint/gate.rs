@@ -42,7 +42,7 @@ impl Gate {
                 Verdict::Unavailable(why) => return Err(Problem::Unavailable(why.clone())),
                 Verdict::Unsaid => {}
             }
-            timeout_at(by, changed).await.map_err(|_| Problem::NotReady)?;
+            timeout_at(by, changed).await.map_err(|_| Problem::Untold)?;
         }
     }
 }
@@ -57,7 +57,7 @@ mod tests {
     async fn a_request_waits_until_somebody_has_said() {
         let gate = Arc::new(Gate::new(Verdict::Unsaid));
         let soon = Instant::now() + Duration::from_millis(10);
-        assert_eq!(gate.pass(soon).await, Err(Problem::NotReady));
+        assert_eq!(gate.pass(soon).await, Err(Problem::Untold));
         let waiting = Arc::clone(&gate);
         let waiting = tokio::spawn(async move { waiting.pass(Instant::now() + Duration::from_secs(10)).await });
         tokio::task::yield_now().await;

@@ -38,6 +38,8 @@ pub enum Problem {
     NodeLimit,
     /// The component is still being compiled.
     NotReady,
+    /// Control has not told of the pod.
+    Untold,
     /// The component cannot be served.
     Unavailable(String),
     /// The pod may not have the component.
@@ -83,6 +85,7 @@ impl Problem {
             }
             Self::NodeLimit => (StatusCode::SERVICE_UNAVAILABLE, "node-limit", "The node has no room for this request"),
             Self::NotReady => (StatusCode::SERVICE_UNAVAILABLE, "not-ready", "The component is still being compiled"),
+            Self::Untold => (StatusCode::SERVICE_UNAVAILABLE, "not-ready", "The node does not know this pod yet"),
             Self::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "unavailable", "The component cannot be served"),
             Self::NotAllowed(_) => (StatusCode::FORBIDDEN, "not-allowed", "This pod may not have the component"),
             Self::BadRequest(_) => {
@@ -108,6 +111,7 @@ impl Problem {
             Self::ConcurrencyLimit => "see spec.limits.concurrency and spec.limits.queue of the component",
             Self::NodeLimit => "all instances or all memory for guests of this node are in use",
             Self::NotReady => "it was not ready within spec.limits.headTimeout",
+            Self::Untold => "Pillion's control has not told the node of this pod: is control away?",
             Self::BadRequest(text) => text,
         };
         match text.char_indices().nth(DETAIL) {
@@ -127,7 +131,7 @@ impl Problem {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(ERROR_HEADER, HeaderValue::from_static(reason));
-        if matches!(self, Self::ConcurrencyLimit | Self::NodeLimit | Self::NotReady) {
+        if matches!(self, Self::ConcurrencyLimit | Self::NodeLimit | Self::NotReady | Self::Untold) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response

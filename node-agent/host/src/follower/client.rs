@@ -1,6 +1,6 @@
 //! One connection to control: the stream, and the reports beside it.
 
-use std::{collections::BTreeMap, error::Error, fs, io, time::Duration};
+use std::{collections::BTreeMap, error::Error, fs, io, pin::Pin, time::Duration};
 
 use pillion_protocol::stream::{Key, MAX_MESSAGE, REPORT, Report, STREAM, Subscribe, ToNode, VERSIONS, Version};
 use reqwest::{Certificate, Client, Response, StatusCode};
@@ -21,6 +21,9 @@ const SILENCE: Duration = Duration::from_secs(30);
 
 /// A burst of reports is brought as one.
 const BURST: Duration = Duration::from_millis(200);
+
+/// One that was not taken is brought again after so long.
+const REPORT_AGAIN: Duration = Duration::from_secs(5);
 
 /// The largest file of a token or an authority, in bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -76,6 +79,8 @@ impl Connection<'_> {
         let mut lines = Lines::default();
         // What was reported to another replica this one does not know.
         self.reports.mark_changed();
+        let mut bringing: Pin<Box<dyn Future<Output = Result<(), Away>> + Send>> = Box::pin(std::future::pending());
+        let (mut is_bringing, mut failed) = (false, false);
         loop {
             tokio::select! {
                 chunk = timeout(SILENCE, answer.chunk()) => {
@@ -85,10 +90,27 @@ impl Connection<'_> {
                         self.hear(&line)?;
                     }
                 }
-                changed = self.reports.changed(), if self.complete => {
+                changed = self.reports.changed(), if self.complete && !is_bringing => {
                     // The supervisor's end comes as a signal.
                     if changed.is_err() { return Ok(()) }
-                    self.bring(&client, token).await?;
+                    let pause = if failed { REPORT_AGAIN } else { BURST };
+                    let (settings, client, token) = (self.settings.clone(), client.clone(), token.to_owned());
+                    let mut reports = self.reports.clone();
+                    bringing = Box::pin(async move {
+                        tokio::time::sleep(pause).await;
+                        let report = reports.borrow_and_update().clone();
+                        bring(&settings, &client, &token, report).await
+                    });
+                    is_bringing = true;
+                }
+                // A report that is not taken ends nothing: it is brought again.
+                brought = &mut bringing, if is_bringing => {
+                    is_bringing = false;
+                    failed = brought.is_err();
+                    if let Err(Away::Control(why)) = brought {
+                        say(&Word::Away(format!("a report is not taken: {why}")))?;
+                        self.reports.mark_changed();
+                    }
                 }
             }
         }
@@ -96,8 +118,11 @@ impl Connection<'_> {
 
     /// Hands on what control says.
     fn hear(&mut self, line: &[u8]) -> Result<(), Away> {
-        let told: ToNode =
-            serde_json::from_slice(line).map_err(|error| away(format!("it says what is not understood: {error}")))?;
+        // The next line may well be understood: one of a newer control must not keep this node from all others.
+        let told: ToNode = match serde_json::from_slice(line) {
+            Ok(told) => told,
+            Err(error) => return Ok(say(&Word::Misunderstood(error.to_string()))?),
+        };
         match (told.key(), told.version()) {
             (Some(key), Some(version)) => _ = self.known.insert(key, version.clone()),
             (Some(key), None) => _ = self.known.remove(&key),
@@ -109,17 +134,15 @@ impl Connection<'_> {
             told => Ok(say(&Word::Told(Box::new(told)))?),
         }
     }
+}
 
-    /// Brings the latest report to control.
-    async fn bring(&mut self, client: &Client, token: &str) -> Result<(), Away> {
-        tokio::time::sleep(BURST).await;
-        let Some(report) = self.reports.borrow_and_update().clone() else { return Ok(()) };
-        let asked = client.post(format!("{}{REPORT}", self.settings.url)).bearer_auth(token).body(json(&report)?);
-        let asked = asked.header("content-type", "application/json").send();
-        let answer =
-            timeout(HEAD, asked).await.map_err(|_| away("it takes no report"))?.map_err(|error| away(chain(&error)))?;
-        accepted(answer).await.map(drop)
-    }
+/// Brings a report to control.
+async fn bring(settings: &Settings, client: &Client, token: &str, report: Option<Report>) -> Result<(), Away> {
+    let Some(report) = report else { return Ok(()) };
+    let asked = client.post(format!("{}{REPORT}", settings.url)).bearer_auth(token).body(json(&report)?);
+    let asked = asked.header("content-type", "application/json").send();
+    let answer = timeout(HEAD, asked).await.map_err(|_| away("no answer"))?.map_err(|error| away(chain(&error)))?;
+    accepted(answer).await.map(drop)
 }
 
 fn json(message: &impl serde::Serialize) -> Result<Vec<u8>, Away> {

@@ -31,6 +31,8 @@ pub struct Start {
 pub enum Word {
     /// Control has said this.
     Told(Box<ToNode>),
+    /// Control has said something that this program cannot read.
+    Misunderstood(String),
     /// Control is away, or does not serve this node, for this reason.
     Away(String),
 }

@@ -9,7 +9,7 @@ pub mod message;
 use std::{
     io::{self, BufRead, Write},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use pillion_confine::Process;
@@ -25,6 +25,9 @@ use crate::program;
 /// How long to wait before control is asked again: at first, and at most. All nodes come back at once when a replica ends.
 const AGAIN: Duration = Duration::from_millis(100);
 const AGAIN_AT_MOST: Duration = Duration::from_secs(5);
+
+/// A stream that ends sooner was none: control is not asked again at once.
+const LASTING: Duration = Duration::from_secs(5);
 
 /// The child's main function; `parent` started it.
 ///
@@ -66,8 +69,9 @@ async fn follow(start: Start, mut reports: watch::Receiver<Option<Report>>) -> a
     loop {
         let mut connection =
             Connection { settings: &settings, known: &mut known, reports: &mut reports, complete: false };
+        let began = Instant::now();
         let away = connection.follow().await;
-        if connection.complete {
+        if connection.complete && began.elapsed() > LASTING {
             (pause, said) = (AGAIN, None);
         }
         match away {

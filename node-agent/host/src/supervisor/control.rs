@@ -51,6 +51,8 @@ pub struct Control {
     failed: BTreeMap<PodUid, String>,
     /// When what has changed is written and reported.
     due: Option<Instant>,
+    /// The file says what was told.
+    is_written: bool,
 }
 
 impl Control {
@@ -61,7 +63,7 @@ impl Control {
     /// A file that cannot be read.
     pub fn open(settings: Settings, store: &std::path::Path) -> anyhow::Result<Self> {
         let file = store.join(FILE);
-        let told = match std::fs::read(&file) {
+        let mut told = match std::fs::read(&file) {
             Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|error| {
                 tracing::error!(file = %file.display(), %error, "what control had told cannot be read: it is asked for anew");
                 Told::default()
@@ -69,7 +71,9 @@ impl Control {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Told::default(),
             Err(error) => return Err(error).with_context(|| file.display().to_string()),
         };
-        Ok(Self { settings, file, told, follower: None, ended: Vec::new(), failed: BTreeMap::new(), due: None })
+        told.doubt();
+        let (ended, failed) = (Vec::new(), BTreeMap::new());
+        Ok(Self { settings, file, told, follower: None, ended, failed, due: None, is_written: true })
     }
 
     /// The components that it has told.
@@ -89,12 +93,22 @@ impl Control {
 }
 
 impl Supervisor {
-    /// Starts the follower, if this host follows control.
-    ///
-    /// # Errors
-    ///
-    /// It cannot be started.
-    pub(super) fn start_follower(&mut self) -> anyhow::Result<()> {
+    /// Starts the follower, if this host follows control. One that cannot be started is started later: what is served goes on.
+    pub(super) fn start_follower(&mut self) {
+        if let Err(error) = self.try_to_start_follower() {
+            tracing::error!(error = format!("{error:#}"), "control cannot be followed now; it is tried again");
+            let inputs = self.inputs();
+            let again = move || {
+                thread::sleep(AGAIN);
+                _ = inputs.send(Input::FollowerGone);
+            };
+            if thread::Builder::new().name("again".into()).spawn(again).is_err() {
+                tracing::error!("nor can a thread be started that would try again: control is not followed any more");
+            }
+        }
+    }
+
+    fn try_to_start_follower(&mut self) -> anyhow::Result<()> {
         let inputs = self.inputs();
         let Some(control) = &mut self.desired.control else { return Ok(()) };
         let start = Start { settings: control.settings.clone(), known: control.told.known() };
@@ -133,10 +147,11 @@ impl Supervisor {
             tracing::info!(control, version, "control is there");
         }
         let Some(control) = &mut self.desired.control else { return };
-        let changes = control.told.hear(told);
-        if !changes.is_empty() {
+        if told.key().is_some() || told == ToNode::Complete {
+            control.is_written = false;
             control.due.get_or_insert(Instant::now() + GATHER);
         }
+        let changes = control.told.hear(told);
         for change in changes {
             self.follow(change);
         }
@@ -242,8 +257,15 @@ impl Supervisor {
         let report = self.make_report();
         let Some(control) = &mut self.desired.control else { return };
         control.due = None;
-        if let Err(error) = control.write() {
-            tracing::error!(file = %control.file.display(), %error, "what control has told cannot be kept for the next start");
+        // One that drains knows less than the host in its place.
+        if !control.is_written && !self.terminating {
+            match control.write() {
+                Ok(()) => control.is_written = true,
+                Err(error) => {
+                    control.due = Some(Instant::now() + AGAIN);
+                    tracing::error!(file = %control.file.display(), %error, "what control has told cannot be kept for the next start");
+                }
+            }
         }
         if let Some(follower) = &control.follower {
             _ = follower.send(report);
@@ -281,6 +303,9 @@ fn hear_follower(child: &mut Child, inputs: &Sender<Input>) {
                 if inputs.send(Input::Told(told)).is_err() {
                     return;
                 }
+            }
+            Ok(Word::Misunderstood(why)) => {
+                tracing::error!(why, "control says what this host does not understand; it goes on with the rest");
             }
             Ok(Word::Away(why)) => tracing::warn!(why, "control is away: everything is served as it was"),
             Err(error) => tracing::error!(%error, "the follower says what is not understood"),

@@ -216,7 +216,7 @@ impl Supervisor {
     /// A worker that cannot be started at all.
     pub fn run(mut self, mut report: impl FnMut(Event)) -> anyhow::Result<()> {
         self.start_worker(&mut report)?;
-        self.start_follower()?;
+        self.start_follower();
         loop {
             match self.next_input()? {
                 Input::Worker(generation, incoming) if generation == self.generation => {
@@ -257,7 +257,7 @@ impl Supervisor {
                 Input::Component(id, spec) => self.change_component(id, spec),
                 Input::ComponentGone(id) => self.remove_component(id),
                 Input::Told(told) => self.hear_control(*told),
-                Input::FollowerGone => self.start_follower()?,
+                Input::FollowerGone => self.start_follower(),
                 Input::KeeperConnected { link, introduced } => self.meet_keeper(link, introduced),
                 Input::Keeper(said, descriptors) => self.hear_keeper(said, descriptors),
                 Input::Terminate if self.terminating => {
