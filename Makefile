@@ -10,10 +10,11 @@ unexport RUST_BACKTRACE
 
 SIDECARS := jwt-authz flags whoami
 
-.PHONY: help build catalog guests run test soak lint doc bench bench-short deny
+.PHONY: help build catalog guests run cluster test soak lint doc bench bench-short deny
 
 help:
 	@echo "make run    serve the three sidecars of deploy/catalog"
+	@echo "make cluster  a whole cluster on this machine, with Pillion and a sample app on it (root)"
 	@echo "make test   every test"
 	@echo "make soak   what takes long: many deaths, upgrades, pods and pulls, with figures (7 minutes)"
 	@echo "make lint   format and clippy"
@@ -37,6 +38,10 @@ run: catalog
 	@deploy/catalog/try
 	@exec $(CARGO_TARGET_DIR)/debug/pillion run \
 		-f $(SIDECARS:%=deploy/catalog/%/component.yaml) --sidecars "jwt-authz=8081, flags=8082, whoami=8083"
+
+cluster: build catalog
+	tests/setup test
+	cargo run --locked -p pillion-tests --bin try-cluster
 
 test: build catalog guests
 	tests/setup test

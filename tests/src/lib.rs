@@ -7,6 +7,7 @@
 //! | [`component`] | components, as YAML |
 //! | [`control`] | control before an API server alone, and who nodes are to it |
 //! | [`host`] | the program, running: its events, its log, its processes |
+//! | [`installed`] | a whole cluster with the chart on it |
 //! | [`load`] | callers in great number: wrk |
 //! | [`netns`] | network namespaces, as runtimes make them for pods |
 //! | [`node`] | a node without a cluster: a keeper, and the CNI plugin |
@@ -29,6 +30,7 @@ pub mod cluster;
 pub mod component;
 pub mod control;
 pub mod host;
+pub mod installed;
 pub mod load;
 pub mod netns;
 pub mod node;
