@@ -63,11 +63,14 @@ pub fn parent(pid: u32) -> Result<u32> {
 
 /// The processes that a process started.
 pub fn children(pid: u32) -> Vec<u32> {
-    let Ok(all) = fs::read_dir("/proc") else { return Vec::new() };
-    all.flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|&child| parent(child).is_ok_and(|parent| parent == pid) && runs(child))
-        .collect()
+    let is_child = |child: &u32| parent(*child).is_ok_and(|parent| parent == pid) && runs(*child);
+    all().into_iter().filter(is_child).collect()
+}
+
+/// All processes.
+pub fn all() -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
 /// A process's arguments, with blanks between them.

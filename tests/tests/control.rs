@@ -177,3 +177,30 @@ async fn an_annotation_that_changes_and_a_pod_that_ends_are_followed() -> Result
     world.plane.delete_pod("shop", "cart")?;
     closed(8082).await
 }
+
+/// Longer than a client of the API server's waits before it asks again.
+const AGAIN: Duration = Duration::from_secs(90);
+
+#[tokio::test]
+async fn an_api_server_that_was_away_is_followed_again() -> Result<()> {
+    let mut world = World::start().await?;
+    world.publish("faults", "faults:1", json!({"env": [{"name": "NAME", "value": "first"}]}))?;
+    let cart = world.pod("shop", "cart", "faults=8081")?;
+    answers(&world, &cart, 8081, "/env?name=NAME", "first").await?;
+    world.plane.api.stop();
+    // Longer than a leader that cannot renew its Lease leads.
+    let gone = async || {
+        ensure!(world.control.log().contains("another replica leads now"), "it leads on");
+        Ok(())
+    };
+    eventually("the end of its leading", SOON, gone).await?;
+    answers(&world, &cart, 8081, "/env?name=NAME", "first").await?;
+    world.plane.api.restart().await?;
+    world.publish("faults", "faults:1", json!({"env": [{"name": "NAME", "value": "second"}]}))?;
+    let followed = async || {
+        let answer = get(&cart, 8081, "/env?name=NAME")?;
+        ensure!(answer.contains("second"), "{answer}");
+        Ok(())
+    };
+    eventually("the change", AGAIN, followed).await.with_context(|| world.logs())
+}

@@ -12,9 +12,10 @@ use anyhow::{Context, Result, ensure};
 use pillion_tests::{
     eventually,
     installed::{Installed, NAMESPACE},
-    place,
+    place, process,
     registry::Artifact,
 };
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 /// Longer than anything takes once.
@@ -31,8 +32,11 @@ async fn step(name: &str, step: impl Future<Output = Result<()>>) -> Result<()> 
 async fn the_chart_gives_pods_of_a_cluster_their_sidecars() -> Result<()> {
     let began = Instant::now();
     let world = Installed::prepare().await?;
-    for (guest, name) in [("hello-wasip2", "hello:1"), ("faults-p2", "faults:1")] {
-        Artifact::wasm(std::fs::read(place::guest(guest)?)?).push(&world.registry, name).await?;
+    for (guest, name) in [("hello-wasip2", "hello:1"), ("hello-wasip2", "hello:2"), ("faults-p2", "faults:1")] {
+        let mut wasm = std::fs::read(place::guest(guest)?)?;
+        // A custom section, which nobody reads: each tag is another artifact.
+        wasm.extend([0, 3, 1, b'x', *name.as_bytes().last().context("no tag")?]);
+        Artifact::wasm(wasm).push(&world.registry, name).await?;
     }
     println!("the cluster started in {:.1?}", began.elapsed());
     let done = steps(&world).await;
@@ -81,7 +85,15 @@ async fn steps(world: &Installed) -> Result<()> {
         answers(world, "http://localhost:8082/env?name=NAME", "second").await
     })
     .await?;
-    step("agent and control are replaced, rolled back, and no request fails", replaced(world)).await?;
+    step(
+        "a component's image changes, agent and control are replaced and rolled back, and no request fails",
+        replaced(world),
+    )
+    .await?;
+    step("an annotation that changes is followed", annotated(world)).await?;
+    step("a sidecar that a pod may not have is refused, and its owner told", refused(world)).await?;
+    step("an agent whose processes are all killed is there again", killed(world)).await?;
+    step("a primary CNI that rewrites its configuration does not take the plugin out", rewritten(world)).await?;
     step("after helm uninstall nothing is left", uninstalled(world)).await
 }
 
@@ -115,12 +127,90 @@ async fn replaced(world: &Installed) -> Result<()> {
 }
 
 fn replace(world: &Installed) -> Result<()> {
+    publish(world, "hello", "hello:2", &json!([]))?;
+    let done = |what: &str| world.cluster.kubectl(&["wait", what, "clustercomponent/hello", "--timeout=60s"]);
+    done("--for=jsonpath={.status.observedGeneration}=2")?;
+    done("--for=condition=Ready")?;
     for what in ["daemonset/pillion-agent", "deployment/pillion-control"] {
         world.cluster.kubectl(&["rollout", "restart", what, "-n", NAMESPACE])?;
         world.rolled_out(what)?;
     }
     world.cluster.kubectl(&["rollout", "undo", "daemonset/pillion-agent", "-n", NAMESPACE])?;
     world.rolled_out("daemonset/pillion-agent")
+}
+
+fn annotate(world: &Installed, sidecars: &str) -> Result<()> {
+    let annotation = format!("pillion.dev/sidecars={sidecars}");
+    world.cluster.kubectl(&["annotate", "pod", "--selector", "app=app", "--overwrite", &annotation]).map(drop)
+}
+
+async fn annotated(world: &Installed) -> Result<()> {
+    annotate(world, "hello=8083")?;
+    answers(world, "http://localhost:8083/", "hello\n").await?;
+    eventually("a closed port", SOON, async || {
+        let error = world.ask("http://localhost:8082/").err().context("it answers")?;
+        ensure!(format!("{error:#}").contains("refused"), "{error:#}");
+        Ok(())
+    })
+    .await
+}
+
+async fn refused(world: &Installed) -> Result<()> {
+    let closed = json!({
+        "apiVersion": "pillion.dev/v1alpha1", "kind": "ClusterComponent", "metadata": {"name": "closed"},
+        "spec": {"image": format!("{}/hello:1", world.host), "access": {"namespaces": ["bank"]}},
+    });
+    world.cluster.apply(&closed.to_string())?;
+    annotate(world, "hello=8081, closed=8084")?;
+    eventually("a refusal", SOON, async || {
+        let error = world.ask("http://localhost:8084/").err().context("it answers")?;
+        ensure!(format!("{error:#}").contains("403"), "{error:#}");
+        Ok(())
+    })
+    .await?;
+    eventually("an Event", SOON, async || {
+        let events = world.cluster.kubectl(&["get", "events", "--output", "wide"])?;
+        let is_it = |line: &str| line.contains("SidecarNotAllowed") && line.contains("\"closed\"");
+        ensure!(events.lines().any(is_it), "{events}");
+        Ok(())
+    })
+    .await?;
+    answers(world, "http://localhost:8081/", "hello\n").await
+}
+
+/// As when the node's power fails, but for the pods.
+async fn killed(world: &Installed) -> Result<()> {
+    let uid = ["get", "pods", "-n", NAMESPACE, "--selector", "app.kubernetes.io/component=agent", "-o"];
+    let uid = world.cluster.kubectl(&[&uid[..], &["jsonpath={.items[0].metadata.uid}"]].concat())?;
+    ensure!(!uid.is_empty(), "there is no agent");
+    let mut killed = 0;
+    for pid in process::all() {
+        let cgroup = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        if cgroup.contains(&uid) && process::arguments(pid).contains("pillion") {
+            // Children end with their parents.
+            _ = process::signal(pid, Signal::KILL);
+            killed += 1;
+        }
+    }
+    ensure!(killed >= 4, "{killed} processes were killed");
+    answers(world, "http://localhost:8081/", "hello\n").await?;
+    world.rolled_out("daemonset/pillion-agent")
+}
+
+async fn rewritten(world: &Installed) -> Result<()> {
+    let file = world.cluster.cni_conf().join("10-pods.conflist");
+    let has_it = || Ok::<_, anyhow::Error>(std::fs::read_to_string(&file)?.contains("pillion-cni"));
+    let mut list: Value = serde_json::from_str(&std::fs::read_to_string(&file)?)?;
+    let plugins = list.get_mut("plugins").and_then(Value::as_array_mut).context("no plugins")?;
+    plugins.retain(|plugin| plugin.get("type").is_none_or(|kind| kind != "pillion-cni"));
+    let new = file.with_extension("new");
+    std::fs::write(&new, list.to_string())?;
+    std::fs::rename(&new, &file)?;
+    eventually("the entry", SOON, async || {
+        ensure!(has_it()?, "it is not there");
+        Ok(())
+    })
+    .await
 }
 
 async fn uninstalled(world: &Installed) -> Result<()> {
