@@ -110,7 +110,11 @@ async fn lead_and_serve(
         Authority::of_cluster(&client, &control.settings).await.context("the authority for nodes' streams")?;
     let certificate = authority.certificate(&control.settings)?;
     let handle = Handle::new();
-    let serving = tokio::spawn(serve::serve(Arc::clone(&control), client.clone(), certificate, handle.clone()));
+    // Before it leads: nodes come at once.
+    let listen = control.settings.listen;
+    let listener = std::net::TcpListener::bind(listen).with_context(|| format!("--listen {listen}"))?;
+    let serve = serve::serve(listener, Arc::clone(&control), client.clone(), certificate, handle.clone());
+    let serving = tokio::spawn(serve);
     tokio::spawn(status::follow(client.clone(), Arc::clone(&control)));
     tokio::spawn(events::follow(client.clone(), Arc::clone(&control)));
     let (end, ending) = sync::watch::channel(false);

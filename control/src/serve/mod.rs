@@ -7,7 +7,7 @@ mod report;
 pub mod session;
 mod stream;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, net::TcpListener, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -36,23 +36,24 @@ struct Served {
     client: Client,
 }
 
-/// Serves nodes until `handle` is told to end.
+/// Serves nodes at `listener` until `handle` is told to end.
 ///
 /// # Errors
 ///
-/// An address that cannot be listened on.
+/// A listener that is none.
 pub async fn serve(
+    listener: TcpListener,
     control: Arc<Control>,
     client: Client,
     certificate: RustlsConfig,
     handle: Handle<std::net::SocketAddr>,
 ) -> io::Result<()> {
-    let listen = control.settings.listen;
+    listener.set_nonblocking(true)?;
     let app = Router::new()
         .route(STREAM, post(stream::open))
         .route(REPORT, post(report::take))
         .with_state(Served { control, client });
-    axum_server::bind_rustls(listen, certificate)
+    axum_server::from_tcp_rustls(listener, certificate)?
         .handle(handle)
         .first_request_timeout(FIRST)
         .serve(app.into_make_service())
@@ -96,6 +97,18 @@ enum Refused {
     Unread(String),
     #[error("this node has no stream: a report is taken from who has one")]
     NoSession,
+}
+
+/// The most that is taken of what a caller says who is refused, in bytes, and for how long.
+const UNHEARD: usize = 64 << 10;
+const UNHEARD_FOR: Duration = Duration::from_secs(1);
+
+impl Refused {
+    /// The same, once the caller has said what it wanted: who is still speaking may not hear the answer.
+    async fn after(self, body: Body) -> Self {
+        _ = timeout(UNHEARD_FOR, axum::body::to_bytes(body, UNHEARD)).await;
+        self
+    }
 }
 
 impl IntoResponse for Refused {

@@ -14,9 +14,15 @@ pub(super) async fn take(
     headers: HeaderMap,
     body: Body,
 ) -> Result<StatusCode, Refused> {
-    leads(&control)?;
-    let token = identity::hash(identity::token(&headers)?);
-    let node = control.sessions.node_of(&token).ok_or(Refused::NoSession)?;
+    let who = || {
+        leads(&control)?;
+        let token = identity::hash(identity::token(&headers)?);
+        control.sessions.node_of(&token).ok_or(Refused::NoSession)
+    };
+    let node = match who() {
+        Ok(node) => node,
+        Err(refused) => return Err(refused.after(body).await),
+    };
     let report: Report = read(body).await?;
     control.report(&node, report);
     Ok(StatusCode::NO_CONTENT)

@@ -38,9 +38,14 @@ pub(super) async fn open(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refused> {
-    leads(&control)?;
-    let token = identity::token(&headers)?;
-    let identity = identity::identify(&client, &control, token).await?;
+    let who = async {
+        leads(&control)?;
+        Ok::<_, Refused>(identity::identify(&client, &control, identity::token(&headers)?).await?)
+    };
+    let identity = match who.await {
+        Ok(identity) => identity,
+        Err(refused) => return Err(refused.after(body).await),
+    };
     let subscribe: Subscribe = read(body).await?;
     let version = common_version(&subscribe.versions).ok_or(Refused::Version { theirs: subscribe.versions })?;
     let until = Instant::now() + identity.lasts;
