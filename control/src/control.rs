@@ -165,16 +165,30 @@ impl Control {
 
     /// A list is complete.
     pub fn list_is_complete(&self, which: impl FnOnce(&mut Listed)) {
-        self.listed.send_modify(which);
+        self.listed.send_if_modified(|listed| {
+            let before = *listed;
+            which(listed);
+            *listed != before
+        });
+    }
+
+    /// Waits until this replica serves nodes and writes, or until it does not.
+    pub async fn until_leading(&self, leads: bool) {
+        // The sender is here, so it is not gone.
+        drop(self.leading.subscribe().wait_for(|leading| (*leading == Leading::Yes) == leads).await);
     }
 
     /// A node has said what became of what it was told.
     pub fn report(&self, node: &NodeName, report: Report) {
-        let before = self.reports().insert(NodeName::clone(node), report.clone()).unwrap_or_default();
+        let mut reports = self.reports();
+        let before = reports.entry(NodeName::clone(node)).or_default();
         let changed = |id: &&ComponentId| before.components.get(id) != report.components.get(id);
-        let ids: BTreeSet<_> = before.components.keys().chain(report.components.keys()).filter(changed).collect();
+        let ids = before.components.keys().chain(report.components.keys()).filter(changed);
         // What pods of a namespace see is of that namespace, or the cluster's.
-        self.unsettle(ids.into_iter().flat_map(|id| [id.clone(), id.name.clone().into()]));
+        let ids: BTreeSet<_> = ids.flat_map(|id| [id.clone(), id.name.clone().into()]).collect();
+        *before = report;
+        drop(reports);
+        self.unsettle(ids);
     }
 
     /// Forgets what nodes have said: to a replica that led before, or to this one long ago.
@@ -210,10 +224,5 @@ impl Control {
 
 /// What a pod's names may mean: components of its namespace and the cluster's.
 fn names(pod: &ListedPod) -> BTreeSet<ComponentId> {
-    let namespace = pod.pod.namespace.parse().ok();
-    let both = |name: &pillion_protocol::name::Name| {
-        let own = namespace.clone().map(|namespace| ComponentId::in_namespace(namespace, name.clone()));
-        own.into_iter().chain([ComponentId::from(name.clone())])
-    };
-    pod.sidecars.iter().flatten().flat_map(|sidecar| both(&sidecar.name)).collect()
+    pod.sidecars.iter().flatten().flat_map(|sidecar| pod.meanings(&sidecar.name)).collect()
 }

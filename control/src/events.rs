@@ -3,7 +3,7 @@
 //! The replica that leads writes them, some in a second; what changes to and fro meanwhile is told as it is in the end.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -17,7 +17,7 @@ use pillion_protocol::{annotation::SIDECARS, stream::RefusalReason};
 
 use crate::{
     catalog::{ApiUid, Catalog, ListedPod},
-    control::{Control, Leading},
+    control::Control,
 };
 
 /// How long changes are gathered.
@@ -74,9 +74,8 @@ pub async fn follow(client: Client, control: Arc<Control>) {
     let reporter =
         Reporter { controller: "pillion.dev/control".into(), instance: Some(control.settings.identity.clone()) };
     let recorder = Recorder::new(client, reporter);
-    let mut leading = control.leading.subscribe();
     loop {
-        drop(leading.wait_for(|leading| *leading == Leading::Yes).await);
+        control.until_leading(true).await;
         // What was told by another replica is not known here: what is wrong now is told once more.
         let mut told: HashMap<ApiUid, Problems> = HashMap::new();
         let all: Vec<_> = control.catalog().pods().map(|(uid, _)| ApiUid::clone(uid)).collect();
@@ -84,7 +83,7 @@ pub async fn follow(client: Client, control: Arc<Control>) {
         loop {
             let changed = tokio::select! {
                 changed = control.looked_at() => changed,
-                () = async { drop(leading.wait_for(|leading| *leading != Leading::Yes).await) } => break,
+                () = control.until_leading(false) => break,
             };
             for uid in changed {
                 tell(&recorder, &control, &mut told, &uid).await;
@@ -140,8 +139,7 @@ fn events(before: &Problems, now: &Problems) -> Vec<Event> {
     };
     let wrong = now.iter().filter(|(name, problem)| before.get(*name) != Some(*problem));
     let wrong = wrong.map(|(_, problem)| event(EventType::Warning, problem.reason, problem.message.clone()));
-    let names: BTreeSet<_> = before.keys().filter(|name| !now.contains_key(*name)).collect();
-    let right = names.into_iter().map(|name| {
+    let right = before.keys().filter(|name| !now.contains_key(*name)).map(|name| {
         let which =
             name.as_ref().map_or_else(|| "the sidecars are".to_owned(), |name| format!("the sidecar {name:?} is"));
         event(EventType::Normal, "SidecarServed", format!("{which} served now"))

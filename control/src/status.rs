@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::{
     catalog::Published,
-    control::{Control, Leading},
+    control::Control,
     resource::{ClusterComponent, Component, ComponentStatus, Condition, ConditionStatus, ConditionType},
 };
 
@@ -32,19 +32,18 @@ const MESSAGE: usize = 1_000;
 
 /// Writes what changes, while this replica leads, for as long as the process lives.
 pub async fn follow(client: Client, control: Arc<Control>) {
-    let mut leading = control.leading.subscribe();
     loop {
         // Nodes come here first, and say what they have.
         control.forget_reports();
         tokio::time::sleep(ARRIVAL).await;
         // What changed while another one led was written by that, or not at all.
-        _ = leading.wait_for(|leading| *leading == Leading::Yes).await;
+        control.until_leading(true).await;
         let all: Vec<_> = control.catalog().components().map(|(id, _)| id.clone()).collect();
         control.unsettle(all);
         loop {
             let unsettled = tokio::select! {
                 unsettled = control.unsettled() => unsettled,
-                _ = leading.wait_for(|leading| *leading != Leading::Yes) => break,
+                () = control.until_leading(false) => break,
             };
             let failed = write_all(&client, &control, unsettled).await;
             control.unsettle(failed);

@@ -162,6 +162,16 @@ struct Whole {
     host_network: bool,
 }
 
+impl From<&ListedPod> for Whole {
+    fn from(pod: &ListedPod) -> Self {
+        Self {
+            node: Some(pod.node.to_string()),
+            service_account: pod.service_account.clone(),
+            host_network: pod.host_network,
+        }
+    }
+}
+
 async fn follow_pods(client: Client, control: Arc<Control>) {
     let api: Api<PartialObjectMeta<Pod>> = Api::all(client.clone());
     let mut events = std::pin::pin!(events(api, config().fields(LIVING)));
@@ -187,17 +197,8 @@ async fn follow_pods(client: Client, control: Arc<Control>) {
             event = events.next() => match event {
                 None => return,
                 Some(Event::Init) => listed.clear(),
-                Some(Event::InitApply(pod)) => {
-                    if let Some(uid) = pod.uid() {
-                        pods.apply(&uid, &pod);
-                        listed.insert(uid);
-                    }
-                }
-                Some(Event::Apply(pod)) => {
-                    if let Some(uid) = pod.uid() {
-                        pods.apply(&uid, &pod);
-                    }
-                }
+                Some(Event::InitApply(ref pod)) => listed.extend(pods.apply(pod)),
+                Some(Event::Apply(ref pod)) => _ = pods.apply(pod),
                 Some(Event::Delete(pod)) => {
                     if let Some(uid) = pod.uid() {
                         pods.remove(&uid);
@@ -239,23 +240,22 @@ struct Pods {
 }
 
 impl Pods {
-    fn apply(&mut self, uid: &str, pod: &PartialObjectMeta<Pod>) {
-        let Some(seen) = seen(pod) else { return self.remove(uid) };
-        let known = self.control.catalog().pod(uid).cloned();
+    /// A pod is new or has changed. Gives its UID.
+    fn apply(&mut self, pod: &PartialObjectMeta<Pod>) -> Option<String> {
+        let uid = pod.uid()?;
+        match seen(pod) {
+            Some(seen) => self.see(&uid, seen),
+            None => self.remove(&uid),
+        }
+        Some(uid)
+    }
+
+    fn see(&mut self, uid: &str, seen: Seen) {
+        let known = self.control.catalog().pod(uid).map(Whole::from);
         let before = self.seen.insert(uid.to_owned(), seen.clone());
         match known {
             // Where it is and whom it runs as never changes.
-            Some(known) if before.as_ref() != Some(&seen) => {
-                self.set(
-                    uid,
-                    seen,
-                    Whole {
-                        node: Some(known.node.to_string()),
-                        service_account: known.service_account,
-                        host_network: known.host_network,
-                    },
-                );
-            }
+            Some(known) if before.as_ref() != Some(&seen) => self.set(uid, seen, known),
             Some(_) => {}
             None => self.ask(uid.to_owned(), seen.namespace, seen.name, Duration::ZERO),
         }

@@ -193,6 +193,15 @@ impl ToNode {
         }
     }
 
+    /// Takes note of it in what is known.
+    pub fn note_in(&self, known: &mut BTreeMap<Key, Version>) {
+        match (self.key(), self.version()) {
+            (Some(key), Some(version)) => _ = known.insert(key, version.clone()),
+            (Some(key), None) => _ = known.remove(&key),
+            (None, _) => {}
+        }
+    }
+
     /// The version of what it tells; `None` where something ended.
     pub fn version(&self) -> Option<&Version> {
         match self {

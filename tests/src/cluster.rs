@@ -282,9 +282,7 @@ impl Cluster {
     ///
     /// The API server does not answer.
     pub fn events(&self, pod: &str) -> Result<String> {
-        let selector = format!("--field-selector=involvedObject.name={pod}");
-        let format = r#"jsonpath={range .items[*]}{.reason} {.message}{"\n"}{end}"#;
-        self.kubectl(&["get", "events", &selector, "--output", format])
+        self.api.events("default", pod)
     }
 
     /// Deletes a pod and waits until it is gone.

@@ -1,9 +1,6 @@
 //! A whole cluster on which the chart is installed, with a registry that its nodes reach.
 
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -94,8 +91,7 @@ impl Installed {
     }
 
     fn helm(&self, arguments: &[&str]) -> Result<String> {
-        let mut helm = Command::new(place::cache()?.join("tools/bin/helm"));
-        helm.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        let mut helm = program::clean(place::cache()?.join("tools/bin/helm"));
         helm.env("HOME", self.values.with_file_name("helm")).env("KUBECONFIG", self.cluster.api().kubeconfig());
         let output = helm.args(arguments).args(["--namespace", NAMESPACE]).output()?;
         let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

@@ -17,6 +17,7 @@
 //! | [`program`] | the program, run to its end |
 //! | [`raw`] | a caller that says exactly what it is told, for what no client library would say |
 //! | [`registry`] | a registry with its artifacts, and a proxy before it that makes faults |
+//! | `tls` | a private authority and its certificates |
 //! | [`upstream`] | a server that guests call |
 //! | [`wait`] | waiting for something with an end |
 //!
@@ -40,6 +41,7 @@ pub mod process;
 pub mod program;
 pub mod raw;
 pub mod registry;
+mod tls;
 pub mod upstream;
 pub mod wait;
 

@@ -3,7 +3,7 @@
 use std::{
     env,
     ffi::OsStr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
@@ -41,6 +41,13 @@ pub fn named(name: &str) -> Result<PathBuf> {
     let path = folder.join(name);
     ensure!(path.is_file(), "{} is not there: `make test` builds it", path.display());
     Ok(path)
+}
+
+/// A command with nothing of this test's environment but its `PATH`: a proxy's variables would lead calls out of the machine.
+pub fn clean(program: impl AsRef<Path>) -> Command {
+    let mut command = Command::new(program.as_ref());
+    command.env_clear().env("PATH", env::var_os("PATH").unwrap_or_default());
+    command
 }
 
 /// What a command left behind.

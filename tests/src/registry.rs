@@ -28,7 +28,6 @@ mod remote;
 mod server;
 mod setup;
 mod spin;
-mod tls;
 mod token;
 
 use std::{
@@ -52,7 +51,8 @@ pub use self::{
     spin::{SpinComponent, spin_lock},
     token::{TokenRequest, TokenServer},
 };
-use self::{daemon::Daemon, remote::Remote, setup::Setup, tls::Authority};
+use self::{daemon::Daemon, remote::Remote, setup::Setup};
+use crate::tls::Authority;
 use crate::wait::eventually;
 
 /// Longer than docker-registry takes to start; it takes some hundredths of a second.

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use pillion_tests::place;
+use pillion_tests::{place, program};
 
 /// Set, the files that are compared with are written anew.
 const UPDATE: &str = "PILLION_UPDATE_GOLDEN";
@@ -27,9 +27,7 @@ fn chart() -> PathBuf {
 /// A command with nothing of this test's environment: variables change what helm does.
 fn command(program: &Path) -> Result<Command> {
     ensure!(program.is_file(), "{} is not there: `make test` installs it, tests/setup test too", program.display());
-    let mut command = Command::new(program);
-    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
-    Ok(command)
+    Ok(program::clean(program))
 }
 
 /// Runs `helm template` with these further arguments.

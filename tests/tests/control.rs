@@ -87,10 +87,8 @@ async fn answers(world: &World, netns: &Netns, port: u16, path: &str, expected: 
 }
 
 async fn has_event(world: &World, pod: &str, reason: &str, text: &str) -> Result<()> {
-    let selector = format!("--field-selector=involvedObject.name={pod}");
-    let format = r#"jsonpath={range .items[*]}{.reason} {.message}{"\n"}{end}"#;
     let there = async || {
-        let events = world.plane.api.kubectl(&["get", "events", "-n", "shop", &selector, "-o", format])?;
+        let events = world.plane.api.events("shop", pod)?;
         ensure!(events.lines().any(|line| line.starts_with(reason) && line.contains(text)), "{events}");
         Ok(())
     };

@@ -73,6 +73,18 @@ pub struct ListedPod {
     pub sidecars: Result<Sidecars, AnnotationError>,
 }
 
+impl ListedPod {
+    /// The component of this name as the pod's namespace sees it.
+    fn seen_as(&self, name: &Name) -> Option<ComponentId> {
+        Some(ComponentId::in_namespace(self.pod.namespace.parse().ok()?, name.clone()))
+    }
+
+    /// What a name may mean to the pod: a component of its namespace, else the cluster's.
+    pub fn meanings(&self, name: &Name) -> impl Iterator<Item = ComponentId> + use<> {
+        self.seen_as(name).into_iter().chain([ComponentId::from(name.clone())])
+    }
+}
+
 impl Published {
     /// A component.
     pub fn new(accepted: Result<ComponentSpec, String>, access: Option<Access>) -> Self {
@@ -194,10 +206,7 @@ impl Catalog {
 
     /// What a name means to a pod: the component of its namespace, else the cluster's.
     fn resolve(&self, pod: &ListedPod, name: &Name) -> Option<(ComponentId, &Published)> {
-        let own = pod.pod.namespace.parse().ok().map(|namespace| ComponentId::in_namespace(namespace, name.clone()));
-        own.into_iter()
-            .chain([ComponentId::from(name.clone())])
-            .find_map(|id| self.components.get_key_value(&id).map(|(id, published)| (id.clone(), published)))
+        pod.meanings(name).find_map(|id| Some((id.clone(), self.components.get(&id)?)))
     }
 
     /// The nodes whose pods have this component.
@@ -206,9 +215,8 @@ impl Catalog {
         let named = self.by_name.get(&id.name).into_iter().flatten().filter_map(|uid| self.pods.get(uid));
         for pod in named.filter(|pod| !pod.host_network) {
             let Some((resolved, published)) = self.resolve(pod, &id.name) else { continue };
-            let Ok(namespace) = pod.pod.namespace.parse() else { continue };
+            let Some(seen) = pod.seen_as(&id.name) else { continue };
             if resolved == *id && is_allowed(published, pod) {
-                let seen = ComponentId::in_namespace(namespace, id.name.clone());
                 nodes.entry(Arc::clone(&pod.node)).or_default().insert(seen);
             }
         }

@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use pillion_protocol::{
     annotation::Sidecars,
     component::ComponentSpec,
-    id::ComponentId,
     name::Name,
     pod::PodUid,
     stream::{Key, Refusal, RefusalReason, ToNode, Version, WantedPod},
@@ -39,8 +38,7 @@ impl Catalog {
         let refused = self.refusals(pod);
         for sidecar in sidecars.iter().filter(|sidecar| !refused.contains_key(&sidecar.name)) {
             let Some((_, published)) = self.resolve(pod, &sidecar.name) else { continue };
-            let (Ok(spec), Ok(namespace)) = (&published.accepted, pod.pod.namespace.parse()) else { continue };
-            let id = ComponentId::in_namespace(namespace, sidecar.name.clone());
+            let (Ok(spec), Some(id)) = (&published.accepted, pod.seen_as(&sidecar.name)) else { continue };
             view.resources.entry(Key::Component(id.clone())).or_insert_with(|| {
                 let spec: Box<ComponentSpec> = Box::new((**spec).clone());
                 ToNode::Component { id, version: published.version.clone(), spec }

@@ -29,7 +29,7 @@ pub struct Session {
     /// Its view may be another one.
     pub(super) changed: Notify,
     /// The pod that it is with is no more.
-    pub(super) ended: watch::Sender<bool>,
+    ended: watch::Sender<bool>,
 }
 
 /// An open stream; it is forgotten when this is dropped.
@@ -66,6 +66,13 @@ pub(super) fn open(control: &Arc<crate::control::Control>, identity: &Identity) 
         session.ended.send_replace(true);
     }
     Open { control: Arc::clone(control), node, session }
+}
+
+impl Session {
+    /// Waits until its pod is no more.
+    pub(super) async fn until_ended(&self) {
+        drop(self.ended.subscribe().wait_for(|ended| *ended).await);
+    }
 }
 
 impl Sessions {

@@ -11,7 +11,7 @@ use axum::{
 use futures::stream;
 use pillion_protocol::stream::{Key, Subscribe, ToNode, Version, common_version};
 use tokio::{
-    sync::{mpsc, watch},
+    sync::mpsc,
     time::{Instant, sleep_until, timeout_at},
 };
 
@@ -19,7 +19,7 @@ use super::{
     Refused, Served, identity, leads, read,
     session::{self, Open},
 };
-use crate::control::{Control, Leading};
+use crate::control::Control;
 
 /// Something is said at least this often.
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -65,11 +65,6 @@ pub(super) async fn open(
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
 }
 
-/// Waits until something is so, or whoever would say so is gone.
-async fn wait_until<T>(told: &mut watch::Receiver<T>, is_so: impl FnMut(&T) -> bool) {
-    drop(told.wait_for(is_so).await);
-}
-
 struct Teller {
     control: Arc<Control>,
     open: Open,
@@ -91,7 +86,6 @@ impl Teller {
     async fn run(&mut self, node: &str, version: u32, until: Instant) -> Result<Infallible, Ended> {
         let control = Arc::clone(&self.control);
         let session = Arc::clone(&self.open.session);
-        let (mut leading, mut ended) = (control.leading.subscribe(), session.ended.subscribe());
         let hello = ToNode::Hello {
             version,
             control: control.settings.identity.clone(),
@@ -113,8 +107,8 @@ impl Teller {
                     self.say(&ToNode::Heartbeat).await?;
                     silent_until = Instant::now() + HEARTBEAT;
                 }
-                () = wait_until(&mut leading, |leading| *leading != Leading::Yes) => return Err(Ended("another replica leads now")),
-                () = wait_until(&mut ended, |ended| *ended) => return Err(Ended("its pod is no more")),
+                () = control.until_leading(false) => return Err(Ended("another replica leads now")),
+                () = session.until_ended() => return Err(Ended("its pod is no more")),
                 () = sleep_until(until) => return Err(Ended("its token has expired")),
                 () = self.lines.closed() => return Err(Ended("the node is gone")),
             }
@@ -126,11 +120,7 @@ impl Teller {
         let news = crate::catalog::difference(&self.known, &self.control.view(node));
         for told in &news {
             self.say(told).await?;
-            match (told.key(), told.version()) {
-                (Some(key), Some(version)) => _ = self.known.insert(key, version.clone()),
-                (Some(key), None) => _ = self.known.remove(&key),
-                (None, _) => {}
-            }
+            told.note_in(&mut self.known);
         }
         Ok(!news.is_empty())
     }

@@ -9,11 +9,12 @@ use std::{
 
 use anyhow::Result;
 use base64::{Engine, prelude::BASE64_STANDARD};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, KeyUsagePurpose};
+use rcgen::KeyPair;
 use serde_json::json;
 use tempfile::Builder;
 
 use super::network::{API_SERVICE_ADDRESS, NODE_ADDRESS};
+use crate::tls::Authority;
 
 /// The names of an API server within its cluster, as pods know it, and its addresses.
 const NAMES: [&str; 7] = [
@@ -26,7 +27,7 @@ const NAMES: [&str; 7] = [
     "kubernetes.default.svc.cluster.local",
 ];
 
-/// The authority of the API server's certificate.
+/// The authority of the API server's certificate, where [`Authority::found`] puts it.
 pub(super) const AUTHORITY: &str = "ca.pem";
 /// The API server's certificate, and its key.
 pub(super) const CERTIFICATE: &str = "api.pem";
@@ -79,17 +80,10 @@ fn kubeconfig(folder: &Path, url: &str, token: &str) -> Result<String> {
 }
 
 fn certificates(folder: &Path) -> Result<()> {
-    let mut params = CertificateParams::default();
-    params.distinguished_name.push(DnType::CommonName, "Pillion's tests");
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
-    fs::write(folder.join(AUTHORITY), issuer.pem())?;
-    let mut params = CertificateParams::new(NAMES.map(String::from))?;
-    params.distinguished_name.push(DnType::CommonName, "kube-apiserver");
-    let key = KeyPair::generate()?;
-    fs::write(folder.join(CERTIFICATE), params.signed_by(&key, &issuer)?.pem())?;
-    private(&folder.join(KEY), &key.serialize_pem())
+    let authority = Authority::found(folder)?;
+    let [certificate, key] = authority.issue(&NAMES)?;
+    fs::write(folder.join(CERTIFICATE), certificate)?;
+    private(&folder.join(KEY), &key)
 }
 
 /// Writes a file that only this user may read.

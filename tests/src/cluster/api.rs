@@ -236,6 +236,17 @@ impl ApiServer {
         ready.with_context(|| format!("the API server does not start again:\n{}", self.log()))
     }
 
+    /// The events of an object, one a line: the reason and the message.
+    ///
+    /// # Errors
+    ///
+    /// It does not answer.
+    pub fn events(&self, namespace: &str, name: &str) -> Result<String> {
+        let selector = format!("--field-selector=involvedObject.name={name}");
+        let format = r#"jsonpath={range .items[*]}{.reason} {.message}{"\n"}{end}"#;
+        self.kubectl(&["get", "events", "--namespace", namespace, &selector, "--output", format])
+    }
+
     /// The ends of its logs.
     pub fn log(&self) -> String {
         self.daemons.log()

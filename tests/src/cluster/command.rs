@@ -8,12 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-/// A command with nothing of this test's environment but its `PATH`: a proxy's variables would lead calls out of the machine.
-pub(super) fn command(program: impl AsRef<Path>) -> Command {
-    let mut command = Command::new(program.as_ref());
-    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
-    command
-}
+pub(super) use crate::program::clean as command;
 
 /// Runs a command to its end and gives what it prints.
 pub(super) fn run(command: &mut Command) -> Result<String> {

@@ -10,9 +10,8 @@ use super::{
     Registry, TokenServer, config,
     remote::{Access, Remote},
     storage,
-    tls::Authority,
 };
-use crate::place;
+use crate::{place, tls::Authority};
 
 /// A registry that is to be started.
 pub(super) struct Setup {
@@ -57,9 +56,13 @@ impl Setup {
 
     pub(super) fn tls(mut self) -> Result<Self> {
         let authority = Authority::found(self.folder.path())?;
-        let issued = authority.issue(self.folder.path())?;
+        let [certificate, key] = ["server.pem", "server.key"].map(|name| self.folder.path().join(name));
+        let issued = authority.issue(&["localhost", "127.0.0.1", "::1"])?;
+        for (path, pem) in [&certificate, &key].into_iter().zip(issued) {
+            fs::write(path, pem)?;
+        }
         if let Some(Value::Object(http)) = self.config.get_mut("http") {
-            http.insert("tls".into(), json!({"certificate": issued.certificate, "key": issued.key}));
+            http.insert("tls".into(), json!({"certificate": certificate, "key": key}));
         }
         self.authority = Some(authority);
         Ok(self)

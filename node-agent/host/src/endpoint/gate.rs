@@ -26,21 +26,23 @@ impl Gate {
         self.changed.notify_waiters();
     }
 
-    /// Whether anybody has said.
-    pub(super) fn is_said(&self) -> bool {
-        *self.verdict.lock().unwrap_or_else(PoisonError::into_inner) != Verdict::Unsaid
+    /// Lets a request through, or not; `None` while nobody has said.
+    pub(super) fn pass(&self) -> Option<Result<(), Problem>> {
+        match &*self.verdict.lock().unwrap_or_else(PoisonError::into_inner) {
+            Verdict::Served => Some(Ok(())),
+            Verdict::NotAllowed(why) => Some(Err(Problem::NotAllowed(why.clone()))),
+            Verdict::Unavailable(why) => Some(Err(Problem::Unavailable(why.clone()))),
+            Verdict::Unsaid => None,
+        }
     }
 
-    /// Lets a request through, or not; waits until somebody has said.
-    pub(super) async fn pass(&self, by: Instant) -> Result<(), Problem> {
+    /// The same, once somebody has said.
+    pub(super) async fn pass_later(&self, by: Instant) -> Result<(), Problem> {
         loop {
             let changed = self.changed.notified();
             // Looked at after the ear is open: nothing is missed.
-            match &*self.verdict.lock().unwrap_or_else(PoisonError::into_inner) {
-                Verdict::Served => return Ok(()),
-                Verdict::NotAllowed(why) => return Err(Problem::NotAllowed(why.clone())),
-                Verdict::Unavailable(why) => return Err(Problem::Unavailable(why.clone())),
-                Verdict::Unsaid => {}
+            if let Some(passed) = self.pass() {
+                return passed;
             }
             timeout_at(by, changed).await.map_err(|_| Problem::Untold)?;
         }
@@ -57,13 +59,14 @@ mod tests {
     async fn a_request_waits_until_somebody_has_said() {
         let gate = Arc::new(Gate::new(Verdict::Unsaid));
         let soon = Instant::now() + Duration::from_millis(10);
-        assert_eq!(gate.pass(soon).await, Err(Problem::Untold));
+        assert_eq!(gate.pass(), None);
+        assert_eq!(gate.pass_later(soon).await, Err(Problem::Untold));
         let waiting = Arc::clone(&gate);
-        let waiting = tokio::spawn(async move { waiting.pass(Instant::now() + Duration::from_secs(10)).await });
+        let waiting = tokio::spawn(async move { waiting.pass_later(Instant::now() + Duration::from_secs(10)).await });
         tokio::task::yield_now().await;
         gate.set(Verdict::Served);
         assert_eq!(waiting.await.unwrap(), Ok(()));
         gate.set(Verdict::NotAllowed("no".into()));
-        assert_eq!(gate.pass(soon).await, Err(Problem::NotAllowed("no".into())));
+        assert_eq!(gate.pass_later(soon).await, Err(Problem::NotAllowed("no".into())));
     }
 }

@@ -213,11 +213,12 @@ impl Endpoint {
 
     /// What is served now; waits while the component is being prepared.
     async fn serving(&self, arrived: Instant) -> Result<Arc<Serving>, Problem> {
-        let _unsaid = match self.gate.is_said() {
-            true => None,
-            false => Some(Held::new(&self.held).ok_or(Problem::ConcurrencyLimit)?),
-        };
-        self.gate.pass(arrived + Limits::default().head_timeout.get().get()).await?;
+        if let Some(passed) = self.gate.pass() {
+            passed?;
+        } else {
+            let _held = Held::new(&self.held).ok_or(Problem::ConcurrencyLimit)?;
+            self.gate.pass_later(arrived + Limits::default().head_timeout.get().get()).await?;
+        }
         let mut state = self.state.clone();
         let now = state.borrow_and_update().clone();
         let now = match now {

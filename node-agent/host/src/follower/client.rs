@@ -1,6 +1,6 @@
 //! One connection to control: the stream, and the reports beside it.
 
-use std::{collections::BTreeMap, error::Error, fs, io, pin::Pin, time::Duration};
+use std::{collections::BTreeMap, fs, io, pin::Pin, time::Duration};
 
 use pillion_protocol::stream::{Key, MAX_MESSAGE, REPORT, Report, STREAM, Subscribe, ToNode, VERSIONS, Version};
 use reqwest::{Certificate, Client, Response, StatusCode};
@@ -11,6 +11,7 @@ use super::{
     message::{Settings, Word},
     say,
 };
+use crate::registry::chain;
 
 /// How long a connection, and an answer's head, may take.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -123,11 +124,7 @@ impl Connection<'_> {
             Ok(told) => told,
             Err(error) => return Ok(say(&Word::Misunderstood(error.to_string()))?),
         };
-        match (told.key(), told.version()) {
-            (Some(key), Some(version)) => _ = self.known.insert(key, version.clone()),
-            (Some(key), None) => _ = self.known.remove(&key),
-            (None, _) => {}
-        }
+        told.note_in(self.known);
         self.complete |= told == ToNode::Complete;
         match told {
             ToNode::Heartbeat | ToNode::Unknown => Ok(()),
@@ -198,12 +195,6 @@ async fn accepted(mut answer: Response) -> Result<Response, Away> {
         _ => "",
     };
     Err(away(format!("{status}{said}{hint}")))
-}
-
-/// An error with what caused it.
-fn chain(error: &dyn Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| (*cause).source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 /// Puts lines together that come in pieces.

@@ -27,3 +27,5 @@ pub mod puller;
 pub mod push;
 mod retry;
 pub mod settings;
+
+pub(crate) use self::problem::chain;

@@ -154,7 +154,7 @@ fn code(code: &OciErrorCode) -> String {
 }
 
 /// An error with its causes.
-pub(super) fn chain(error: &dyn Error) -> String {
+pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -4,9 +4,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::Permissions,
     io::{self, BufRead, BufReader, Write},
-    os::unix::fs::PermissionsExt,
     path::PathBuf,
     process::Child,
     sync::mpsc::{Sender, channel},
@@ -81,11 +79,15 @@ impl Control {
         self.told.components().map(|(id, _, spec)| (id, spec))
     }
 
-    /// Written whole, by rename, and for this user's eyes only.
+    /// Something that is to be written or reported has changed.
+    fn soon(&mut self) {
+        self.due.get_or_insert(Instant::now() + GATHER);
+    }
+
+    /// Written whole, by rename, and for this user's eyes only, as temporary files are.
     fn write(&self) -> io::Result<()> {
         let folder = self.file.parent().ok_or(io::ErrorKind::InvalidInput)?;
         let mut file = NamedTempFile::new_in(folder)?;
-        file.as_file().set_permissions(Permissions::from_mode(0o600))?;
         file.write_all(&serde_json::to_vec(&self.told)?)?;
         file.persist(&self.file)?;
         Ok(())
@@ -149,7 +151,7 @@ impl Supervisor {
         let Some(control) = &mut self.desired.control else { return };
         if told.key().is_some() || told == ToNode::Complete {
             control.is_written = false;
-            control.due.get_or_insert(Instant::now() + GATHER);
+            control.soon();
         }
         let changes = control.told.hear(told);
         for change in changes {
@@ -236,14 +238,14 @@ impl Supervisor {
             None => control.failed.remove(uid),
         };
         if before != why {
-            control.due.get_or_insert(Instant::now() + GATHER);
+            control.soon();
         }
     }
 
     /// Something that control is to hear has changed.
     pub(super) fn report_soon(&mut self) {
         if let Some(control) = &mut self.desired.control {
-            control.due.get_or_insert(Instant::now() + GATHER);
+            control.soon();
         }
     }
 

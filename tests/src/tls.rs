@@ -14,20 +14,14 @@ use tokio_rustls::{
 };
 
 /// An authority that nobody trusts who was not told to.
-pub(super) struct Authority {
+pub(crate) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     certificate: PathBuf,
 }
 
-/// A server's certificate and key, in PEM.
-pub(super) struct Issued {
-    pub(super) certificate: PathBuf,
-    pub(super) key: PathBuf,
-}
-
 impl Authority {
     /// Makes one whose certificate is `folder/ca.pem`.
-    pub(super) fn found(folder: &Path) -> Result<Self> {
+    pub(crate) fn found(folder: &Path) -> Result<Self> {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, "Pillion's tests");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -38,25 +32,21 @@ impl Authority {
         Ok(Self { issuer, certificate })
     }
 
-    /// Issues a certificate for this machine's loopback: `folder/server.pem` and `folder/server.key`.
-    pub(super) fn issue(&self, folder: &Path) -> Result<Issued> {
-        let names = ["localhost", "127.0.0.1", "::1"].map(String::from);
-        let mut params = CertificateParams::new(names)?;
-        params.distinguished_name.push(DnType::CommonName, "localhost");
+    /// Issues a certificate for a server with these names, of which the first is its own; gives it and its key, in PEM.
+    pub(crate) fn issue(&self, names: &[&str]) -> Result<[String; 2]> {
+        let mut params = CertificateParams::new(names.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        params.distinguished_name.push(DnType::CommonName, names.first().copied().unwrap_or_default());
         let key = KeyPair::generate()?;
-        let issued = Issued { certificate: folder.join("server.pem"), key: folder.join("server.key") };
-        fs::write(&issued.certificate, params.signed_by(&key, &self.issuer)?.pem())?;
-        fs::write(&issued.key, key.serialize_pem())?;
-        Ok(issued)
+        Ok([params.signed_by(&key, &self.issuer)?.pem(), key.serialize_pem()])
     }
 
     /// Its certificate, in PEM.
-    pub(super) fn certificate(&self) -> &Path {
+    pub(crate) fn certificate(&self) -> &Path {
         &self.certificate
     }
 
     /// A client that trusts this authority only.
-    pub(super) fn connector(&self) -> Result<TlsConnector> {
+    pub(crate) fn connector(&self) -> Result<TlsConnector> {
         let mut roots = RootCertStore::empty();
         roots.add(self.issuer.der().clone())?;
         // The provider is named: more than one may be linked.
