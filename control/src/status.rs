@@ -33,11 +33,11 @@ const MESSAGE: usize = 1_000;
 /// Writes what changes, while this replica leads, for as long as the process lives.
 pub async fn follow(client: Client, control: Arc<Control>) {
     loop {
+        control.until_leading(true).await;
         // Nodes come here first, and say what they have.
         control.forget_reports();
         tokio::time::sleep(ARRIVAL).await;
         // What changed while another one led was written by that, or not at all.
-        control.until_leading(true).await;
         let all: Vec<_> = control.catalog().components().map(|(id, _)| id.clone()).collect();
         control.unsettle(all);
         loop {
