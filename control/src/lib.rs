@@ -6,6 +6,7 @@
 //! | [`catalog`] | what is known of components and pods, and what a node needs of it. Decides, and does no IO |
 //! | [`control`] | all of that together: what a change sets going |
 //! | [`watch`] | the Kubernetes watches that feed the catalog |
+//! | [`config_maps`] | the values that components refer to |
 //! | [`serve`] | the streams of nodes, and who may have one |
 //! | [`authority`] | the certificate that nodes know control by |
 //! | [`leader`] | which replica serves |
@@ -19,6 +20,7 @@
 
 pub mod authority;
 pub mod catalog;
+pub mod config_maps;
 pub mod control;
 pub mod events;
 pub mod leader;

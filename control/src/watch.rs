@@ -23,9 +23,10 @@ use pillion_protocol::{annotation::SIDECARS, id::ComponentId};
 use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
 
 use crate::{
-    catalog::{ListedPod, Published},
+    catalog::ListedPod,
+    config_maps::ConfigMaps,
     control::Control,
-    resource::{ClusterComponent, Component},
+    resource::{Access, ClusterComponent, Component, Spec},
 };
 
 /// Pods that have ended are none to us.
@@ -48,33 +49,34 @@ const AGAIN: Duration = Duration::from_secs(2);
 
 /// Follows what there is, for as long as the process lives.
 pub async fn follow(client: Client, control: Arc<Control>) {
+    let config_maps = ConfigMaps::new(client.clone(), Arc::clone(&control));
     let components = Api::<Component>::all(client.clone());
     let cluster_components = Api::<ClusterComponent>::all(client.clone());
     tokio::join!(
         follow_components(
             components,
-            &control,
-            |component| (component.spec.spec.accepted(), None),
-            |listed| {
-                listed.components = true;
-            }
+            &config_maps,
+            |component| (&component.spec.spec, None),
+            || control.list_is_complete(|listed| listed.components = true),
         ),
         follow_components(
             cluster_components,
-            &control,
-            |component| (component.spec.spec.accepted(), component.spec.access.clone()),
-            |listed| listed.cluster_components = true
+            &config_maps,
+            |component| (&component.spec.spec, component.spec.access.clone()),
+            || control.list_is_complete(|listed| listed.cluster_components = true),
         ),
+        config_maps.follow(),
         follow_pods(client, Arc::clone(&control)),
     );
 }
 
-fn config() -> watcher::Config {
+/// How things are watched.
+pub(crate) fn config() -> watcher::Config {
     watcher::Config::default().timeout(WATCH)
 }
 
 /// A watch that is begun again whatever ends it, ever more slowly.
-fn events<K>(api: Api<K>, config: watcher::Config) -> impl Stream<Item = Event<K>> + Send
+pub(crate) fn events<K>(api: Api<K>, config: watcher::Config) -> impl Stream<Item = Event<K>> + Send
 where
     K: Resource + Clone + std::fmt::Debug + Send + serde::de::DeserializeOwned + 'static,
 {
@@ -86,9 +88,9 @@ where
 
 async fn follow_components<K>(
     api: Api<K>,
-    control: &Control,
-    read: impl Fn(&K) -> (Result<pillion_protocol::component::ComponentSpec, String>, Option<crate::resource::Access>),
-    complete: impl Fn(&mut crate::control::Listed),
+    config_maps: &ConfigMaps,
+    read: impl Fn(&K) -> (&Spec, Option<Access>),
+    complete: impl Fn(),
 ) where
     K: Resource + Clone + std::fmt::Debug + Send + serde::de::DeserializeOwned + 'static,
 {
@@ -99,8 +101,8 @@ async fn follow_components<K>(
             Event::Init => listed.clear(),
             Event::InitApply(ref component) | Event::Apply(ref component) => {
                 let Some(id) = id_of(component) else { continue };
-                let (accepted, access) = read(component);
-                control.publish(id.clone(), Some(Published::new(accepted, access)));
+                let (spec, access) = read(component);
+                config_maps.publish(id.clone(), spec, access).await;
                 known.insert(id.clone());
                 if matches!(event, Event::InitApply(_)) {
                     listed.insert(id);
@@ -109,13 +111,13 @@ async fn follow_components<K>(
             Event::Delete(component) => {
                 let Some(id) = id_of(&component) else { continue };
                 known.remove(&id);
-                control.publish(id, None);
+                config_maps.remove(id).await;
             }
             Event::InitDone => {
                 for id in known.extract_if(.., |id| !listed.contains(id)) {
-                    control.publish(id, None);
+                    config_maps.remove(id).await;
                 }
-                control.list_is_complete(&complete);
+                complete();
             }
         }
     }

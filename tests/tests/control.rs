@@ -202,3 +202,55 @@ async fn an_api_server_that_was_away_is_followed_again() -> Result<()> {
     };
     eventually("the change", AGAIN, followed).await.with_context(|| world.logs())
 }
+
+/// A Component of the namespace `shop` with a value from a ConfigMap, which is not there yet.
+fn refer(world: &World, name: &str, map: &str) -> Result<()> {
+    let from = json!({"configMapKeyRef": {"name": map, "key": "greeting"}});
+    let component = json!({
+        "apiVersion": "pillion.dev/v1alpha1", "kind": "Component", "metadata": {"name": name, "namespace": "shop"},
+        "spec": {"image": world.image("faults:1"), "env": [{"name": "NAME", "valueFrom": from}]},
+    });
+    world.plane.api.apply(&component.to_string())
+}
+
+fn config_map(world: &World, greeting: &str) -> Result<()> {
+    let map = json!({
+        "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "settings", "namespace": "shop"},
+        "data": {"greeting": greeting},
+    });
+    world.plane.api.apply(&map.to_string())
+}
+
+#[tokio::test]
+async fn a_value_comes_from_a_config_map_and_follows_it() -> Result<()> {
+    let world = World::start().await?;
+    refer(&world, "faults", "settings")?;
+    let cart = world.pod("shop", "cart", "faults=8082")?;
+    has_event(&world, "cart", "SidecarNotAccepted", r#"there is no ConfigMap "settings" in the namespace "shop""#)
+        .await?;
+    config_map(&world, "first")?;
+    answers(&world, &cart, 8082, "/env?name=NAME", "first").await?;
+    config_map(&world, "second")?;
+    answers(&world, &cart, 8082, "/env?name=NAME", "second").await?;
+    // What was served goes on without the value's source, and is what the source says once it is there again.
+    world.plane.api.kubectl(&["delete", "configmap", "settings", "-n", "shop"])?;
+    eventually("the condition Accepted", SOON, async || {
+        let accepted = [r#"jsonpath={.status.conditions[?(@.type=="Accepted")].message}"#];
+        let said = [&["get", "component", "faults", "-n", "shop", "-o"][..], &accepted].concat();
+        let said = world.plane.api.kubectl(&said)?;
+        ensure!(said.contains("there is no ConfigMap"), "{said}");
+        Ok(())
+    })
+    .await?;
+    answers(&world, &cart, 8082, "/env?name=NAME", "second").await?;
+    config_map(&world, "third")?;
+    answers(&world, &cart, 8082, "/env?name=NAME", "third").await?;
+    // Either a value or a reference: what has neither does not come in.
+    let neither = json!({
+        "apiVersion": "pillion.dev/v1alpha1", "kind": "Component", "metadata": {"name": "neither", "namespace": "shop"},
+        "spec": {"image": world.image("faults:1"), "env": [{"name": "NAME"}]},
+    });
+    let error = world.plane.api.apply(&neither.to_string()).err().context("it came in")?;
+    ensure!(format!("{error:#}").contains("expected either value or valueFrom"), "{error:#}");
+    Ok(())
+}

@@ -85,6 +85,7 @@ async fn steps(world: &Installed) -> Result<()> {
         answers(world, "http://localhost:8082/env?name=NAME", "second").await
     })
     .await?;
+    step("a value comes from a ConfigMap and follows it", configured(world)).await?;
     step(
         "a component's image changes, agent and control are replaced and rolled back, and no request fails",
         replaced(world),
@@ -137,6 +138,26 @@ fn replace(world: &Installed) -> Result<()> {
     }
     world.cluster.kubectl(&["rollout", "undo", "daemonset/pillion-agent", "-n", NAMESPACE])?;
     world.rolled_out("daemonset/pillion-agent")
+}
+
+async fn configured(world: &Installed) -> Result<()> {
+    let set = |name: &str| {
+        let map = json!({
+            "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "names", "namespace": "default"}, "data": {"name": name},
+        });
+        world.cluster.apply(&map.to_string())
+    };
+    set("third")?;
+    let from = json!({"configMapKeyRef": {"name": "names", "key": "name"}});
+    // It comes before the cluster's of the same name.
+    let component = json!({
+        "apiVersion": "pillion.dev/v1alpha1", "kind": "Component", "metadata": {"name": "faults", "namespace": "default"},
+        "spec": {"image": format!("{}/faults:1", world.host), "env": [{"name": "NAME", "valueFrom": from}]},
+    });
+    world.cluster.apply(&component.to_string())?;
+    answers(world, "http://localhost:8082/env?name=NAME", "third").await?;
+    set("fourth")?;
+    answers(world, "http://localhost:8082/env?name=NAME", "fourth").await
 }
 
 fn annotate(world: &Installed, sidecars: &str) -> Result<()> {

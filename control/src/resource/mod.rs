@@ -5,6 +5,7 @@
 
 mod condition;
 mod spec;
+mod value;
 
 use kube::{CustomResource, CustomResourceExt};
 use pillion_protocol::component::{ComponentSpec as Wanted, Image};
@@ -13,7 +14,8 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     condition::{ComponentStatus, Condition, ConditionStatus, ConditionType},
-    spec::{Access, Instances, Limits, ServiceAccount, Spec, Variable},
+    spec::{Access, Instances, KeyRef, Limits, ServiceAccount, Spec, ValueFrom, Variable},
+    value::{Map, Values},
 };
 
 /// A component for the pods of its namespace.
@@ -77,13 +79,13 @@ pub fn definitions() -> anyhow::Result<[(&'static str, String); 2]> {
 }
 
 impl Spec {
-    /// The component as nodes know it.
+    /// The component as nodes know it, with what its references refer to.
     ///
     /// # Errors
     ///
     /// What is wrong, with the text at fault and what is allowed.
-    pub fn accepted(&self) -> Result<Wanted, String> {
-        let text = serde_json::to_value(self).map_err(|error| error.to_string())?;
+    pub fn accepted(&self, values: &Values) -> Result<Wanted, String> {
+        let text = serde_json::to_value(self.with_values(values)?).map_err(|error| error.to_string())?;
         let wanted: Wanted = serde_json::from_value(text).map_err(|error| error.to_string())?;
         match &wanted.image {
             Image::Reference(_) => Ok(wanted),
@@ -114,7 +116,7 @@ mod tests {
             "allowedOutboundHosts": ["http://localhost:3000"],
             "instances": {"reuse": 2},
         });
-        let wanted = spec(whole.clone()).accepted().unwrap();
+        let wanted = spec(whole.clone()).accepted(&Values::none()).unwrap();
         assert_eq!(wanted, serde_json::from_value(whole).unwrap());
     }
 
@@ -127,7 +129,7 @@ mod tests {
             (json!({"image": "r.example/a:1", "allowedOutboundHosts": ["nowhere"]}), "\"nowhere\" is no allowed host"),
         ];
         for (text, expected) in table {
-            let error = spec(text).accepted().unwrap_err();
+            let error = spec(text).accepted(&Values::none()).unwrap_err();
             assert!(error.contains(expected), "{error}");
         }
     }

@@ -30,14 +30,44 @@ pub struct Spec {
     pub instances: Option<Instances>,
 }
 
-/// A name and its value.
+/// A name and its value, or where its value is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "has(self.value) != has(self.valueFrom)", "message": "expected either value or valueFrom"
+}]))]
 pub struct Variable {
     /// The name.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
     /// The value.
-    pub value: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
+    /// Where the value is, if it is not here. A change there is followed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value_from: Option<ValueFrom>,
+}
+
+/// Where a value is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ValueFrom {
+    /// A key of a ConfigMap in the component's namespace. Only for a Component: a ClusterComponent has no namespace.
+    pub config_map_key_ref: KeyRef,
+}
+
+/// A key of a ConfigMap.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct KeyRef {
+    /// The ConfigMap's name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// The key.
+    #[schemars(length(min = 1, max = 253))]
+    pub key: String,
+    /// Where it is not there, the variable is not there either; otherwise the component is not accepted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub optional: bool,
 }
 
 /// What one request, and one binding, may use.
