@@ -201,7 +201,7 @@ mod tests {
     fn a_map_is_kept_while_somebody_refers_to_it() {
         let mut known = Known::default();
         let map = ("shop".to_owned(), "settings".to_owned());
-        assert_eq!(known.refer(&id("shop/a"), Some(&spec("settings"))), [map.clone()]);
+        assert_eq!(known.refer(&id("shop/a"), Some(&spec("settings"))), std::slice::from_ref(&map));
         known.set(&map, Ok(None));
         assert!(known.refer(&id("shop/b"), Some(&spec("settings"))).is_empty(), "it is read");
         assert_eq!(known.referring_to(&map).count(), 2);
