@@ -19,7 +19,8 @@
 //! | [`registry`] | a registry with its artifacts, and a proxy before it that makes faults |
 //! | `tls` | a private authority and its certificates |
 //! | [`upstream`] | a server that guests call |
-//! | [`wait`] | waiting for something with an end |
+//! | [`wait`] | waiting for something with an end
+//! | [`world`] | control and a node that follows it, before a real API server |
 //!
 //! Every fixture returns errors; tests end at the first one with `?`. What is started is ended when it is dropped, also when a
 //! test panics.
@@ -44,6 +45,7 @@ pub mod registry;
 mod tls;
 pub mod upstream;
 pub mod wait;
+pub mod world;
 
 pub use self::{
     client::{Answer, Connection, Protocol, get},

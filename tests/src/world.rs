@@ -1,0 +1,180 @@
+//! A cluster of one node, as far as control and the agent go: a real API server, a registry, control, and a node that follows it.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+
+use crate::{
+    control::{Control, Plane},
+    eventually,
+    netns::Netns,
+    node::{Node, Sandbox},
+    place,
+    registry::{Artifact, Registry},
+};
+
+/// Longer than a change takes to be served.
+pub const SOON: Duration = Duration::from_secs(30);
+
+/// Longer than a client waits that has asked in vain several times.
+pub const AGAIN: Duration = Duration::from_secs(90);
+
+/// A cluster of one node, as far as control and the agent go.
+pub struct World {
+    /// The API server, and the identities of nodes.
+    pub plane: Plane,
+    /// The replica that leads.
+    pub control: Control,
+    /// The node `a`.
+    pub node: Node,
+    /// Where images are: `hello:1` and `faults:1`.
+    pub registry: Registry,
+}
+
+impl World {
+    /// Starts all of it.
+    ///
+    /// # Errors
+    ///
+    /// One of them does not start.
+    pub async fn start() -> Result<Self> {
+        let (plane, registry) = (Plane::start().await?, Registry::start().await?);
+        for (guest, name) in [("hello-wasip2", "hello:1"), ("faults-p2", "faults:1")] {
+            Artifact::wasm(std::fs::read(place::guest(guest)?)?).push(&registry, name).await?;
+        }
+        let control = plane.leader("control-0").await?;
+        let node = Node::with_keeper()?;
+        let settings = json!({"registries": {registry.host(): {"plainHttp": true}}});
+        std::fs::write(node.folder().join("registries.yaml"), settings.to_string())?;
+        let mut world = Self { plane, control, node, registry };
+        world.follow_control()?;
+        Ok(world)
+    }
+
+    /// Starts the node's host anew, with a new agent's token; it follows the replica that leads.
+    ///
+    /// # Errors
+    ///
+    /// It does not start.
+    pub fn follow_control(&mut self) -> Result<()> {
+        let agent = self.plane.agent("a")?;
+        self.node.follow(self.plane.access(&self.control, &agent.token)?)?;
+        self.node.start_host()
+    }
+
+    /// The reference of an image.
+    pub fn image(&self, name: &str) -> String {
+        format!("{}/{name}", self.registry.host())
+    }
+
+    /// Publishes a component for the cluster; `more` is what its spec has besides the image.
+    ///
+    /// # Errors
+    ///
+    /// What the API server refuses.
+    pub fn publish(&self, name: &str, image: &str, more: Value) -> Result<()> {
+        let mut spec = json!({"image": self.image(image)});
+        if let (Some(spec), Value::Object(more)) = (spec.as_object_mut(), more) {
+            spec.extend(more);
+        }
+        self.plane.cluster_component(name, &spec)
+    }
+
+    /// A pod that the API server and the node's runtime both know.
+    ///
+    /// # Errors
+    ///
+    /// One of them refuses it.
+    pub fn pod(&self, namespace: &str, name: &str, sidecars: &str) -> Result<Netns> {
+        let uid = self.plane.pod(namespace, name, "a", sidecars)?;
+        self.sandbox(&uid, name, sidecars)
+    }
+
+    /// A pod that the node's runtime knows, by this UID.
+    ///
+    /// # Errors
+    ///
+    /// The plugin refuses it.
+    pub fn sandbox(&self, uid: &str, name: &str, sidecars: &str) -> Result<Netns> {
+        let netns = Netns::with_loopback(self.node.folder(), name)?;
+        let container = format!("c-{name}");
+        let sandbox = Sandbox::new(uid, &container, &netns, sidecars);
+        // The fixture's pods are all of one namespace for the runtime; control knows better, and only its word counts here.
+        let said = self.node.cni("ADD", &sandbox)?;
+        ensure!(said.success, "{}: {}", said.stdout, self.node.log());
+        Ok(netns)
+    }
+
+    /// What control and the node have logged.
+    pub fn logs(&self) -> String {
+        format!("control:\n{}\nnode:\n{}", self.control.log(), self.node.log())
+    }
+
+    /// Waits until a port of a pod answers with this text.
+    ///
+    /// # Errors
+    ///
+    /// It does not in time.
+    pub async fn answers(&self, netns: &Netns, port: u16, path: &str, expected: &str) -> Result<()> {
+        self.answers_in(SOON, netns, port, path, expected).await
+    }
+
+    /// Waits for so long until a port of a pod answers with this text.
+    ///
+    /// # Errors
+    ///
+    /// It does not in time.
+    pub async fn answers_in(&self, time: Duration, netns: &Netns, port: u16, path: &str, expected: &str) -> Result<()> {
+        let ask = async || {
+            let answer = netns.get(IpAddr::V4(Ipv4Addr::LOCALHOST), port, path)?;
+            ensure!(answer.contains(expected), "expected {expected:?}: {answer}");
+            Ok(())
+        };
+        eventually("an answer", time, ask).await.with_context(|| self.logs())
+    }
+
+    /// Waits until a port of a pod is closed.
+    ///
+    /// # Errors
+    ///
+    /// It is not in time.
+    pub async fn closes(&self, netns: &Netns, port: u16) -> Result<()> {
+        let closed = async || {
+            ensure!(netns.accepts(port) == (false, false), "{port} is open");
+            Ok(())
+        };
+        eventually("a closed port", SOON, closed).await.with_context(|| self.logs())
+    }
+
+    /// Waits until a pod of the namespace `shop` has an Event of this reason with this text.
+    ///
+    /// # Errors
+    ///
+    /// It has none in time.
+    pub async fn has_event(&self, pod: &str, reason: &str, text: &str) -> Result<()> {
+        let there = async || {
+            let events = self.plane.api.events("shop", pod)?;
+            ensure!(events.lines().any(|line| line.starts_with(reason) && line.contains(text)), "{events}");
+            Ok(())
+        };
+        eventually("an Event", SOON, there).await.with_context(|| self.logs())
+    }
+
+    /// Waits until a component's condition Ready is this, for a reason with this text.
+    ///
+    /// # Errors
+    ///
+    /// It is not in time.
+    pub async fn is_ready(&self, component: &str, expected: &str, text: &str) -> Result<()> {
+        let ready = async || {
+            let (status, reason, message) = self.plane.ready(component)?;
+            ensure!(status == expected && message.contains(text), "{status} {reason}: {message}");
+            Ok(())
+        };
+        eventually("the condition Ready", SOON, ready).await.with_context(|| self.logs())
+    }
+}

@@ -1,0 +1,131 @@
+//! What goes wrong with components, pods and control, before a real API server: it is told to the one whom it concerns, and nothing
+//! that is bound stops serving for it.
+
+use anyhow::{Result, ensure};
+use pillion_tests::{
+    place,
+    registry::Artifact,
+    world::{AGAIN, World},
+};
+use serde_json::{Value, json};
+
+/// A pod whose sidecar serves beside the fault.
+async fn neighbour(world: &World) -> Result<pillion_tests::netns::Netns> {
+    world.publish("hello", "hello:1", json!({}))?;
+    let netns = world.pod("shop", "neighbour", "hello=8081")?;
+    world.answers(&netns, 8081, "/", "hello\n").await?;
+    Ok(netns)
+}
+
+#[tokio::test]
+async fn an_image_that_is_not_there_fails_alone_and_is_served_when_it_comes() -> Result<()> {
+    let world = World::start().await?;
+    let neighbour = neighbour(&world).await?;
+    world.publish("late", "late:1", json!({}))?;
+    let cart = world.pod("shop", "cart", "hello=8081, late=8082")?;
+    world.is_ready("late", "False", "late:1").await?;
+    world.answers(&cart, 8081, "/", "hello\n").await?;
+    Artifact::wasm(std::fs::read(place::guest("hello-wasip2")?)?).push(&world.registry, "late:1").await?;
+    world.answers_in(AGAIN, &cart, 8082, "/", "hello\n").await?;
+    world.is_ready("late", "True", "").await?;
+    world.answers(&neighbour, 8081, "/", "hello\n").await
+}
+
+#[tokio::test]
+async fn a_new_image_that_cannot_be_served_does_not_take_the_place_of_one_that_is() -> Result<()> {
+    let world = World::start().await?;
+    let neighbour = neighbour(&world).await?;
+    Artifact::wasm(std::fs::read(place::guest("imports-unknown")?)?).push(&world.registry, "unknown:1").await?;
+    for (image, text) in [("unknown:1", "acme:missing/thing@1.2.3"), ("nowhere:1", "nowhere:1")] {
+        world.publish("hello", image, json!({}))?;
+        world.is_ready("hello", "False", text).await?;
+        world.answers(&neighbour, 8081, "/", "hello\n").await?;
+    }
+    world.publish("hello", "faults:1", json!({"env": [{"name": "NAME", "value": "mended"}]}))?;
+    world.answers(&neighbour, 8081, "/env?name=NAME", "mended").await
+}
+
+#[tokio::test]
+async fn a_pod_that_finishes_is_ended_before_it_is_deleted() -> Result<()> {
+    let world = World::start().await?;
+    let neighbour = neighbour(&world).await?;
+    let done = world.pod("shop", "done", "hello=8082")?;
+    world.answers(&done, 8082, "/", "hello\n").await?;
+    let patch = json!({"status": {"phase": "Succeeded"}}).to_string();
+    let how = ["patch", "pod", "done", "-n", "shop", "--subresource", "status", "--type", "merge", "--patch", &patch];
+    world.plane.api.kubectl(&how)?;
+    world.closes(&done, 8082).await?;
+    world.answers(&neighbour, 8081, "/", "hello\n").await
+}
+
+/// The API's copy of a static pod, whose runtime knows it by `hash`.
+fn mirror(world: &World, hash: &str, sidecars: &str) -> Result<()> {
+    let owner: Value = json!({"apiVersion": "v1", "kind": "Node", "name": "a", "uid": "n", "controller": true});
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {
+            "name": "static-a", "namespace": "shop", "ownerReferences": [owner],
+            "annotations": {"kubernetes.io/config.mirror": hash, "pillion.dev/sidecars": sidecars},
+        },
+        "spec": {"nodeName": "a", "containers": [{"name": "c", "image": "r.example/c:1"}]},
+    });
+    world.plane.api.create(&pod.to_string()).map(drop)
+}
+
+#[tokio::test]
+async fn a_static_pod_outlives_its_copies_in_the_api() -> Result<()> {
+    let world = World::start().await?;
+    world.publish("hello", "hello:1", json!({}))?;
+    let hash = "0123456789abcdef0123456789abcdef";
+    mirror(&world, hash, "hello=8081")?;
+    let netns = world.sandbox(hash, "static-a", "hello=8081")?;
+    world.answers(&netns, 8081, "/", "hello\n").await?;
+    // Whoever deletes the copy does not end the pod, and the next copy is of the same pod.
+    world.plane.delete_pod("shop", "static-a")?;
+    mirror(&world, hash, "hello=8082")?;
+    world.answers(&netns, 8082, "/", "hello\n").await
+}
+
+#[tokio::test]
+async fn pods_go_on_without_both_replicas_and_follow_a_third() -> Result<()> {
+    let mut world = World::start().await?;
+    let mut standby = world.plane.control("control-1")?;
+    let neighbour = neighbour(&world).await?;
+    world.is_ready("hello", "True", "").await?;
+    world.control.kill()?;
+    standby.kill()?;
+    world.answers(&neighbour, 8081, "/", "hello\n").await?;
+    // Nobody hears of this yet.
+    world.publish("hello", "faults:1", json!({"env": [{"name": "NAME", "value": "late"}]}))?;
+    world.node.start_host()?;
+    world.answers(&neighbour, 8081, "/", "hello\n").await?;
+    world.control = world.plane.leader("control-2").await?;
+    world.follow_control()?;
+    world.answers(&neighbour, 8081, "/env?name=NAME", "late").await
+}
+
+#[tokio::test]
+async fn a_flood_of_components_leaves_the_others_served_and_is_told_of() -> Result<()> {
+    let world = World::start().await?;
+    let neighbour = neighbour(&world).await?;
+    let count = if std::env::var("PILLION_SOAK").is_ok_and(|soak| soak == "full") { 5_000 } else { 500 };
+    let component = |number: usize| {
+        let spec = json!({"image": world.image("hello:1")});
+        let metadata = json!({"name": format!("flood-{number}"), "namespace": "shop"});
+        json!({"apiVersion": "pillion.dev/v1alpha1", "kind": "Component", "metadata": metadata, "spec": spec})
+    };
+    let all: Vec<_> = (0..count).map(component).collect();
+    world.plane.api.apply(&json!({"apiVersion": "v1", "kind": "List", "items": all}).to_string())?;
+    let last = format!("flood-{}=8082", count - 1);
+    let cart = world.pod("shop", "cart", &last)?;
+    world.answers(&cart, 8082, "/", "hello\n").await?;
+    let told = async || {
+        let reasons = [r#"jsonpath={.items[*].status.conditions[?(@.type=="Accepted")].status}"#];
+        let reasons = world.plane.api.kubectl(&[&["get", "components", "-n", "shop", "-o"][..], &reasons].concat())?;
+        let accepted = reasons.split_whitespace().filter(|is| *is == "True").count();
+        ensure!(accepted == count, "{accepted} of {count} have a condition");
+        Ok(())
+    };
+    pillion_tests::eventually("their conditions", AGAIN, told).await?;
+    world.answers(&neighbour, 8081, "/", "hello\n").await
+}
