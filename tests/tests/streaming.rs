@@ -28,7 +28,7 @@ const LONG: u64 = 1_000_000_000;
 const GROWTH: u64 = 64 * MIB;
 
 async fn faults() -> Result<Host> {
-    Host::of_faults(|component| component.limit("cpuTime", "10m")).await
+    Host::of_faults(|component| component.limit("cpuTime", "10m").limit("headTimeout", "10m")).await
 }
 
 /// Reads a body and checks that it is the pattern; gives its length.
