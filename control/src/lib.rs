@@ -6,7 +6,7 @@
 //! | [`catalog`] | what is known of components and pods, and what a node needs of it. Decides, and does no IO |
 //! | [`control`] | all of that together: what a change sets going |
 //! | [`watch`] | the Kubernetes watches that feed the catalog |
-//! | [`config_maps`] | the values that components refer to |
+//! | [`references`] | the ConfigMaps and Secrets that components refer to |
 //! | [`serve`] | the streams of nodes, and who may have one |
 //! | [`authority`] | the certificate that nodes know control by |
 //! | [`leader`] | which replica serves |
@@ -20,10 +20,10 @@
 
 pub mod authority;
 pub mod catalog;
-pub mod config_maps;
 pub mod control;
 pub mod events;
 pub mod leader;
+pub mod references;
 pub mod resource;
 pub mod serve;
 pub mod settings;

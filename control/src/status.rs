@@ -15,7 +15,7 @@ use serde_json::json;
 use crate::{
     catalog::Published,
     control::Control,
-    resource::{ClusterComponent, Component, ComponentStatus, Condition, ConditionStatus, ConditionType},
+    resource::{ClusterComponent, Component, ComponentStatus, Condition, ConditionStatus, ConditionType, Rejection},
 };
 
 /// How long changes are gathered.
@@ -106,7 +106,7 @@ where
 
 /// What is known of a component, here and on nodes.
 struct Known {
-    accepted: Result<(), String>,
+    accepted: Result<(), Rejection>,
     /// What each node that wants it has said of it as it is now, with its name.
     nodes: Vec<(String, Option<ComponentReport>)>,
 }
@@ -150,7 +150,9 @@ fn status(known: &Known, generation: Option<i64>, before: &ComponentStatus, now:
     };
     let accepted = match &known.accepted {
         Ok(()) => condition(ConditionType::Accepted, ConditionStatus::True, "Accepted", "it can be served".into()),
-        Err(error) => condition(ConditionType::Accepted, ConditionStatus::False, "Invalid", error.clone()),
+        Err(Rejection { reason, message }) => {
+            condition(ConditionType::Accepted, ConditionStatus::False, &format!("{reason:?}"), message.clone())
+        }
     };
     let failures = || {
         let of_node = |(node, said): &(String, Option<ComponentReport>)| {
@@ -211,7 +213,7 @@ mod tests {
             assert_eq!((is, why.as_str()), (status, reason), "{message}");
         }
         assert_eq!(ready(&known(&[said(Some("no such image"))])).2, "n0: no such image");
-        let wrong = Known { accepted: Err("\"x\" is no size".into()), nodes: vec![] };
+        let wrong = Known { accepted: Err(Rejection::invalid("\"x\" is no size".into())), nodes: vec![] };
         assert_eq!(ready(&wrong).1, "NotAccepted");
     }
 

@@ -24,8 +24,8 @@ use tokio::{sync::Semaphore, task::JoinSet, time::timeout};
 
 use crate::{
     catalog::ListedPod,
-    config_maps::ConfigMaps,
     control::Control,
+    references::References,
     resource::{Access, ClusterComponent, Component, Spec},
 };
 
@@ -49,23 +49,23 @@ const AGAIN: Duration = Duration::from_secs(2);
 
 /// Follows what there is, for as long as the process lives.
 pub async fn follow(client: Client, control: Arc<Control>) {
-    let config_maps = ConfigMaps::new(client.clone(), Arc::clone(&control));
+    let references = References::new(client.clone(), Arc::clone(&control));
     let components = Api::<Component>::all(client.clone());
     let cluster_components = Api::<ClusterComponent>::all(client.clone());
     tokio::join!(
         follow_components(
             components,
-            &config_maps,
+            &references,
             |component| (&component.spec.spec, None),
             || control.list_is_complete(|listed| listed.components = true),
         ),
         follow_components(
             cluster_components,
-            &config_maps,
+            &references,
             |component| (&component.spec.spec, component.spec.access.clone()),
             || control.list_is_complete(|listed| listed.cluster_components = true),
         ),
-        config_maps.follow(),
+        references.follow(),
         follow_pods(client, Arc::clone(&control)),
     );
 }
@@ -88,7 +88,7 @@ where
 
 async fn follow_components<K>(
     api: Api<K>,
-    config_maps: &ConfigMaps,
+    references: &References,
     read: impl Fn(&K) -> (&Spec, Option<Access>),
     complete: impl Fn(),
 ) where
@@ -102,7 +102,7 @@ async fn follow_components<K>(
             Event::InitApply(ref component) | Event::Apply(ref component) => {
                 let Some(id) = id_of(component) else { continue };
                 let (spec, access) = read(component);
-                config_maps.publish(id.clone(), spec, access).await;
+                references.publish(id.clone(), spec, access).await;
                 known.insert(id.clone());
                 if matches!(event, Event::InitApply(_)) {
                     listed.insert(id);
@@ -111,11 +111,11 @@ async fn follow_components<K>(
             Event::Delete(component) => {
                 let Some(id) = id_of(&component) else { continue };
                 known.remove(&id);
-                config_maps.remove(id).await;
+                references.remove(id).await;
             }
             Event::InitDone => {
                 for id in known.extract_if(.., |id| !listed.contains(id)) {
-                    config_maps.remove(id).await;
+                    references.remove(id).await;
                 }
                 complete();
             }

@@ -12,6 +12,7 @@
 //! | [`hosts`] | `allowedOutboundHosts` |
 //! | [`id`] | components as pods of a namespace see them |
 //! | [`keeper`] | what the CNI plugin asks of the keeper, and what the keeper tells the host |
+//! | [`login`] | who somebody is at a registry |
 //! | [`name`] | names of components and bindings |
 //! | [`pod`] | pods and their sandboxes |
 //! | [`quantity`] | sizes and durations as people write them |
@@ -28,6 +29,7 @@ pub mod digest;
 pub mod hosts;
 pub mod id;
 pub mod keeper;
+pub mod login;
 pub mod name;
 pub mod pod;
 pub mod quantity;

@@ -19,6 +19,7 @@ use crate::{
     component::ComponentSpec,
     digest::Digest,
     id::ComponentId,
+    login::Login,
     name::Name,
     pod::{Pod, PodUid},
 };
@@ -88,7 +89,8 @@ pub enum ToNode {
         /// Its version.
         version: Version,
         /// What it is.
-        spec: Box<ComponentSpec>,
+        #[serde(flatten)]
+        wanted: WantedComponent,
     },
     /// No pod of the node names this component any more.
     ComponentGone {
@@ -115,6 +117,27 @@ pub enum ToNode {
     /// Something that this node does not know.
     #[serde(other)]
     Unknown,
+}
+
+/// What a component is, and what nodes need to serve it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct WantedComponent {
+    /// What it is, with the values that it refers to.
+    pub spec: Box<ComponentSpec>,
+    /// Who nodes are at the image's registry, where one of the component's pull secrets says it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub login: Option<Login>,
+    /// It has something of a Secret in it: it is never written to a disk.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub confidential: bool,
+}
+
+impl From<ComponentSpec> for WantedComponent {
+    /// One without a secret.
+    fn from(spec: ComponentSpec) -> Self {
+        Self { spec: Box::new(spec), login: None, confidential: false }
+    }
 }
 
 /// What a pod is to have.

@@ -18,6 +18,9 @@ use crate::{cluster::ApiServer, eventually, place, process, program};
 /// Where control and the agent are.
 pub const NAMESPACE: &str = "pillion-system";
 
+/// Control's service account, which may do what the chart lets it do.
+pub const CONTROL: &str = "pillion-control";
+
 /// The agent's service account, and its DaemonSet.
 pub const AGENT: &str = "pillion-agent";
 
@@ -32,6 +35,8 @@ pub struct Plane {
     /// The API server.
     pub api: ApiServer,
     folder: TempDir,
+    /// By which control is control there.
+    kubeconfig: PathBuf,
 }
 
 /// A replica of control. It is killed when it is dropped.
@@ -81,9 +86,11 @@ impl Plane {
         for namespace in [NAMESPACE, "shop", "bank"] {
             api.kubectl(&["create", "namespace", namespace])?;
         }
-        api.kubectl(&["create", "serviceaccount", AGENT, "--namespace", NAMESPACE])?;
+        api.apply(&rights()?)?;
         api.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"])?;
-        Ok(Self { api, folder })
+        let token = api.kubectl(&["create", "token", CONTROL, "-n", NAMESPACE])?;
+        let kubeconfig = api.kubeconfig_with_token(token.trim())?;
+        Ok(Self { api, folder, kubeconfig })
     }
 
     /// Starts a replica of control.
@@ -96,7 +103,7 @@ impl Plane {
         let path = self.folder.path().join(format!("{identity}.log"));
         let log = File::options().create(true).append(true).open(&path)?;
         let mut command = Command::new(program::named("pillion-control")?);
-        command.env_clear().env("KUBECONFIG", self.api.kubeconfig());
+        command.env_clear().env("KUBECONFIG", &self.kubeconfig);
         command.args(["serve", "--identity", identity, "--namespace", NAMESPACE, "--certificate-name", "127.0.0.1"]);
         command.args(["--listen", &format!("127.0.0.1:{port}"), "--health-listen", &format!("127.0.0.1:{health}")]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
@@ -235,6 +242,14 @@ impl Plane {
         let ready = ready.context("no condition Ready")?;
         Ok((text(ready, "/status")?, text(ready, "/reason")?, text(ready, "/message")?))
     }
+}
+
+/// The accounts of the chart, and what they may do.
+fn rights() -> Result<String> {
+    const KINDS: [&str; 5] = ["ServiceAccount", "ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"];
+    let manifests = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/manifests/pillion.yaml"))?;
+    let is_one = |document: &&str| KINDS.iter().any(|kind| document.contains(&format!("\nkind: {kind}\n")));
+    Ok(manifests.split("\n---\n").filter(is_one).collect::<Vec<_>>().join("\n---\n"))
 }
 
 fn text(value: &Value, pointer: &str) -> Result<String> {

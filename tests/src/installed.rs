@@ -171,7 +171,7 @@ impl Installed {
 impl Drop for Installed {
     fn drop(&mut self) {
         // What an agent that was not uninstalled has left; nobody else has one on a machine with such a cluster.
-        for folder in ["keeper", "instance"] {
+        for folder in ["keeper", "instance", "secrets"] {
             _ = std::fs::remove_dir_all(Path::new("/run/pillion").join(folder));
         }
         _ = std::fs::remove_dir("/run/pillion");

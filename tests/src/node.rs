@@ -6,7 +6,10 @@ use std::{
     io::Write,
     os::{
         fd::AsRawFd,
-        unix::{fs::PermissionsExt, process::CommandExt},
+        unix::{
+            fs::{PermissionsExt, chown},
+            process::CommandExt,
+        },
     },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -29,6 +32,8 @@ pub const HOST: u32 = 65_532;
 /// A node's folders, with what was started on it.
 pub struct Node {
     folder: TempDir,
+    /// In memory: what the host keeps of Secrets.
+    secrets: TempDir,
     /// The pod of the agent: the one that is there, or the newer of two.
     agent: Agent,
     /// What its hosts follow instead of the catalog.
@@ -103,11 +108,12 @@ impl Node {
     ///
     /// No temporary folder.
     pub fn new() -> Result<Self> {
-        let folder = TempDir::new()?;
+        let (folder, secrets) = (TempDir::new()?, TempDir::new_in("/dev/shm")?);
+        chown(secrets.path(), Some(HOST), Some(HOST))?;
         std::fs::create_dir(folder.path().join("catalog"))?;
         // The host is another user.
         std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755))?;
-        Ok(Self { folder, agent: Agent::new(0), control: None })
+        Ok(Self { folder, secrets, agent: Agent::new(0), control: None })
     }
 
     /// A node with a keeper.
@@ -136,6 +142,11 @@ impl Node {
     /// Where namespaces can be put.
     pub fn folder(&self) -> &Path {
         self.folder.path()
+    }
+
+    /// Where the host keeps what is secret.
+    pub fn secrets(&self) -> &Path {
+        self.secrets.path()
     }
 
     /// The socket of the plugin.
@@ -215,6 +226,7 @@ impl Node {
             Some(Access { url, authority, token }) => {
                 command.arg("--control").arg(url).arg("--control-ca").arg(authority);
                 command.arg("--control-token").arg(token).arg("--store").arg(at("store"));
+                command.arg("--secrets").arg(self.secrets());
             }
         }
         if at("registries.yaml").exists() {

@@ -84,6 +84,49 @@ impl World {
         self.plane.cluster_component(name, &spec)
     }
 
+    /// Publishes a component for the namespace `shop`; `more` is what its spec has besides the image.
+    ///
+    /// # Errors
+    ///
+    /// What the API server refuses.
+    pub fn publish_for_shop(&self, name: &str, image: &str, more: Value) -> Result<()> {
+        let mut spec = json!({"image": image});
+        if let (Some(spec), Value::Object(more)) = (spec.as_object_mut(), more) {
+            spec.extend(more);
+        }
+        let metadata = json!({"name": name, "namespace": "shop"});
+        let component =
+            json!({"apiVersion": "pillion.dev/v1alpha1", "kind": "Component", "metadata": metadata, "spec": spec});
+        self.plane.api.apply(&component.to_string())
+    }
+
+    /// Makes a Secret of the namespace `shop`, or changes it.
+    ///
+    /// # Errors
+    ///
+    /// What the API server refuses.
+    pub fn secret(&self, name: &str, texts: &Value) -> Result<()> {
+        let metadata = json!({"name": name, "namespace": "shop"});
+        let secret = json!({"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": texts});
+        self.plane.api.apply(&secret.to_string())
+    }
+
+    /// Waits until a component of the namespace `shop` has a condition for this reason, with this text.
+    ///
+    /// # Errors
+    ///
+    /// It is not in time.
+    pub async fn has_condition(&self, component: &str, kind: &str, reason: &str, text: &str) -> Result<()> {
+        let path = |field: &str| format!(r#"{{.status.conditions[?(@.type=="{kind}")].{field}}}"#);
+        let output = format!("jsonpath={}: {}", path("reason"), path("message"));
+        let has = async || {
+            let said = self.plane.api.kubectl(&["get", "component", component, "-n", "shop", "-o", &output])?;
+            ensure!(said.starts_with(&format!("{reason}: ")) && said.contains(text), "{said}");
+            Ok(())
+        };
+        eventually("a condition", SOON, has).await.with_context(|| self.logs())
+    }
+
     /// A pod that the API server and the node's runtime both know.
     ///
     /// # Errors

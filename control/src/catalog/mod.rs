@@ -12,16 +12,15 @@ use std::{
 
 use pillion_protocol::{
     annotation::{AnnotationError, Sidecars},
-    component::ComponentSpec,
     id::ComponentId,
     name::Name,
     pod::{Pod, PodUid},
-    stream::Version,
+    stream::{Version, WantedComponent},
 };
 use sha2::{Digest, Sha256};
 
 pub use self::view::{View, difference};
-use crate::resource::Access;
+use crate::resource::{Access, Rejection};
 
 /// A node's name.
 pub type NodeName = Arc<str>;
@@ -49,7 +48,7 @@ const ENDED: usize = 1_000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Published {
     /// What it is, or why it is not accepted.
-    pub accepted: Result<Arc<ComponentSpec>, String>,
+    pub accepted: Result<Arc<WantedComponent>, Rejection>,
     /// Whose pods may have it; `None` for everybody's that see it.
     pub access: Option<Access>,
     /// The version of what it is.
@@ -87,10 +86,10 @@ impl ListedPod {
 
 impl Published {
     /// A component.
-    pub fn new(accepted: Result<ComponentSpec, String>, access: Option<Access>) -> Self {
+    pub fn new(accepted: Result<WantedComponent, Rejection>, access: Option<Access>) -> Self {
         let version = match &accepted {
-            Ok(spec) => version_of(spec),
-            Err(error) => version_of(error),
+            Ok(wanted) => version_of(wanted),
+            Err(rejection) => version_of(rejection),
         };
         Self { accepted: accepted.map(Arc::new), access, version }
     }

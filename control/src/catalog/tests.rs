@@ -1,17 +1,17 @@
 use pillion_protocol::{
-    component::Image,
+    component::{ComponentSpec, Image},
     stream::{Key, Refusal, RefusalReason, ToNode, Version},
 };
 
 use super::*;
-use crate::resource::ServiceAccount;
+use crate::resource::{Rejection, ServiceAccount};
 
 fn id(text: &str) -> ComponentId {
     text.parse().unwrap()
 }
 
 fn image(text: &str) -> Published {
-    Published::new(Ok(ComponentSpec::new(Image::Reference(text.parse().unwrap()))), None)
+    Published::new(Ok(ComponentSpec::new(Image::Reference(text.parse().unwrap())).into()), None)
 }
 
 fn pod(namespace: &str, name: &str, node: &str, sidecars: &str) -> (ApiUid, ListedPod) {
@@ -85,7 +85,7 @@ fn a_namespaces_own_component_comes_before_the_clusters() {
     let of = |catalog: &Catalog, node: &str, key: &str| {
         let key = Key::try_from(key.to_owned()).unwrap();
         match catalog.view(node).resources.remove(&key) {
-            Some(ToNode::Component { spec, .. }) => spec.image.to_string(),
+            Some(ToNode::Component { wanted, .. }) => wanted.spec.image.to_string(),
             other => panic!("{other:?}"),
         }
     };
@@ -118,7 +118,7 @@ fn what_is_not_served_says_why() {
     let (uid, vault) = pod("bank", "vault", "b", "clock=8081");
     catalog.set_pod(uid, ListedPod { service_account: "teller".into(), ..vault });
     assert_eq!(refusal(&catalog, "b", "vault"), None);
-    catalog.publish(id("clock"), Some(Published::new(Err("\"x\" is no image".into()), None)));
+    catalog.publish(id("clock"), Some(Published::new(Err(Rejection::invalid("\"x\" is no image".into())), None)));
     let clock = refusal(&catalog, "b", "vault").unwrap();
     assert!(clock.reason == RefusalReason::NotAccepted && clock.message.contains("\"x\" is no image"));
 }

@@ -4,10 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pillion_protocol::{
     annotation::Sidecars,
-    component::ComponentSpec,
     name::Name,
     pod::PodUid,
-    stream::{Key, Refusal, RefusalReason, ToNode, Version, WantedPod},
+    stream::{Key, Refusal, RefusalReason, ToNode, Version, WantedComponent, WantedPod},
 };
 
 use super::{Catalog, ListedPod, is_allowed, version_of};
@@ -38,10 +37,10 @@ impl Catalog {
         let refused = self.refusals(pod);
         for sidecar in sidecars.iter().filter(|sidecar| !refused.contains_key(&sidecar.name)) {
             let Some((_, published)) = self.resolve(pod, &sidecar.name) else { continue };
-            let (Ok(spec), Some(id)) = (&published.accepted, pod.seen_as(&sidecar.name)) else { continue };
+            let (Ok(wanted), Some(id)) = (&published.accepted, pod.seen_as(&sidecar.name)) else { continue };
             view.resources.entry(Key::Component(id.clone())).or_insert_with(|| {
-                let spec: Box<ComponentSpec> = Box::new((**spec).clone());
-                ToNode::Component { id, version: published.version.clone(), spec }
+                let wanted: WantedComponent = (**wanted).clone();
+                ToNode::Component { id, version: published.version.clone(), wanted }
             });
         }
         let wanted = WantedPod { pod: pod.pod.clone(), sidecars: sidecars.clone(), refused };
@@ -70,7 +69,9 @@ impl Catalog {
                 ),
                 Some((_, published)) => match &published.accepted {
                     Ok(_) => None,
-                    Err(error) => refused(RefusalReason::NotAccepted, format!("the component {name:?}: {error}")),
+                    Err(rejection) => {
+                        refused(RefusalReason::NotAccepted, format!("the component {name:?}: {}", rejection.message))
+                    }
                 },
             }
         };

@@ -4,18 +4,21 @@
 //! [`pillion_protocol`] do, and the condition `Accepted` has their words.
 
 mod condition;
+mod pull_secret;
+mod rejection;
 mod spec;
 mod value;
 
 use kube::{CustomResource, CustomResourceExt};
-use pillion_protocol::component::{ComponentSpec as Wanted, Image};
+use pillion_protocol::{component::Image, stream::WantedComponent};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
     condition::{ComponentStatus, Condition, ConditionStatus, ConditionType},
-    spec::{Access, Instances, KeyRef, Limits, ServiceAccount, Spec, ValueFrom, Variable},
-    value::{Map, Values},
+    rejection::{Reason, Rejection},
+    spec::{Access, Instances, KeyRef, Limits, SecretRef, ServiceAccount, Spec, ValueFrom, Variable},
+    value::{Kind, Map, Source, Unread, Values},
 };
 
 /// A component for the pods of its namespace.
@@ -84,15 +87,22 @@ impl Spec {
     /// # Errors
     ///
     /// What is wrong, with the text at fault and what is allowed.
-    pub fn accepted(&self, values: &Values) -> Result<Wanted, String> {
-        let text = serde_json::to_value(self.with_values(values)?).map_err(|error| error.to_string())?;
-        let wanted: Wanted = serde_json::from_value(text).map_err(|error| error.to_string())?;
-        match &wanted.image {
-            Image::Reference(_) => Ok(wanted),
-            Image::Path(path) => Err(format!(
-                "{path:?} is a path: expected an artifact in a registry, for example \"registry.example/acme/clock:1.0.1\""
-            )),
-        }
+    pub fn accepted(&self, values: &Values) -> Result<WantedComponent, Rejection> {
+        let invalid = |error: serde_json::Error| Rejection::invalid(error.to_string());
+        // How it is pulled is no part of what it is.
+        let what = Self { image_pull_secrets: Vec::new(), ..self.with_values(values)? };
+        let spec: Box<pillion_protocol::component::ComponentSpec> =
+            serde_json::to_value(what).and_then(serde_json::from_value).map_err(invalid)?;
+        let login = match &spec.image {
+            Image::Reference(image) => self.login(image, values)?,
+            Image::Path(path) => {
+                return Err(Rejection::invalid(format!(
+                    "{path:?} is a path: expected an artifact in a registry, for example \"registry.example/acme/clock:1.0.1\""
+                )));
+            }
+        };
+        let confidential = self.sources().iter().any(|source| source.kind == Kind::Secret);
+        Ok(WantedComponent { spec, login, confidential })
     }
 }
 
@@ -117,7 +127,7 @@ mod tests {
             "instances": {"reuse": 2},
         });
         let wanted = spec(whole.clone()).accepted(&Values::none()).unwrap();
-        assert_eq!(wanted, serde_json::from_value(whole).unwrap());
+        assert_eq!(wanted, pillion_protocol::component::ComponentSpec::into(serde_json::from_value(whole).unwrap()));
     }
 
     #[test]
@@ -130,7 +140,7 @@ mod tests {
         ];
         for (text, expected) in table {
             let error = spec(text).accepted(&Values::none()).unwrap_err();
-            assert!(error.contains(expected), "{error}");
+            assert!(error.message.contains(expected), "{error:?}");
         }
     }
 

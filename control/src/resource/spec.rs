@@ -10,6 +10,10 @@ pub struct Spec {
     /// An artifact in a registry, by a tag or by a digest: registry.example/acme/clock:1.0.1
     #[schemars(length(min = 1, max = 512))]
     pub image: String,
+    /// Secrets of the component's namespace, of the type kubernetes.io/dockerconfigjson, by which nodes pull the image. Only for a Component.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10))]
+    pub image_pull_secrets: Vec<SecretRef>,
     /// The guest's environment; nothing else is in it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1000))]
@@ -28,6 +32,14 @@ pub struct Spec {
     /// How instances are used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub instances: Option<Instances>,
+}
+
+/// A Secret of the component's namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SecretRef {
+    /// Its name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
 }
 
 /// A name and its value, or where its value is.
@@ -51,15 +63,22 @@ pub struct Variable {
 /// Where a value is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "has(self.configMapKeyRef) != has(self.secretKeyRef)", "message": "expected either configMapKeyRef or secretKeyRef"
+}]))]
 pub struct ValueFrom {
     /// A key of a ConfigMap in the component's namespace. Only for a Component: a ClusterComponent has no namespace.
-    pub config_map_key_ref: KeyRef,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_map_key_ref: Option<KeyRef>,
+    /// A key of a Secret in the component's namespace, which has to let control read it. Only for a Component.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_key_ref: Option<KeyRef>,
 }
 
-/// A key of a ConfigMap.
+/// A key of a ConfigMap or of a Secret.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct KeyRef {
-    /// The ConfigMap's name.
+    /// Its name.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
     /// The key.

@@ -1,21 +1,62 @@
 //! Values that are elsewhere: what a component's references refer to.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
-use super::{KeyRef, Spec, Variable};
+use super::{KeyRef, Rejection, Spec, Variable, pull_secret, spec::ValueFrom};
 
 /// The most bytes that all values of a component have together. One of a ConfigMap may be referred to often.
 const MOST: usize = 1 << 20;
 
-/// The ConfigMaps that a component may refer to, as far as they are known.
-#[derive(Clone, Debug, Default)]
-pub struct Values {
-    namespace: Option<String>,
-    maps: BTreeMap<String, Map>,
+/// What a component may refer to, in its own namespace.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Source {
+    /// What it is.
+    pub kind: Kind,
+    /// Its name.
+    pub name: String,
 }
 
-/// What is known of a ConfigMap: its texts, that it is not there, or why it cannot be read.
-pub type Map = Result<Option<BTreeMap<String, String>>, String>;
+/// What may have values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// Everybody's to read.
+    ConfigMap,
+    /// Of which nothing is ever shown.
+    Secret,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// What a component may refer to, as far as it is known.
+#[derive(Clone, Default)]
+pub struct Values {
+    namespace: Option<String>,
+    maps: BTreeMap<Source, Map>,
+}
+
+/// What is known of a ConfigMap or a Secret: its texts, that it is not there, or why it cannot be read.
+pub type Map = Result<Option<BTreeMap<String, String>>, Unread>;
+
+/// Why something cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unread {
+    /// Control may not.
+    Forbidden {
+        /// The namespace that control is in.
+        control: String,
+        /// In the API server's words.
+        error: String,
+    },
+    /// This time.
+    Failed(String),
+}
 
 impl Values {
     /// Nothing may be referred to.
@@ -23,35 +64,53 @@ impl Values {
         Self::default()
     }
 
-    /// The ConfigMaps of a namespace, by their names.
-    pub fn of_namespace(namespace: &str, maps: BTreeMap<String, Map>) -> Self {
+    /// The ConfigMaps and Secrets of a namespace.
+    pub fn of_namespace(namespace: &str, maps: BTreeMap<Source, Map>) -> Self {
         Self { namespace: Some(namespace.to_owned()), maps }
     }
 
-    fn get(&self, reference: &KeyRef) -> Result<Option<&str>, String> {
-        let KeyRef { name, key, optional } = reference;
+    /// One of them; `None` if it is not there.
+    fn map(&self, source: &Source) -> Result<Option<&BTreeMap<String, String>>, Rejection> {
+        let Source { kind, name } = source;
         let Some(namespace) = &self.namespace else {
-            return Err(format!(
-                "the ConfigMap {name:?} is of no namespace: only a Component may refer to one, a ClusterComponent has values"
-            ));
+            return Err(Rejection::invalid(format!(
+                "the {kind} {name:?} is of no namespace: only a Component may refer to one, a ClusterComponent has values"
+            )));
         };
-        let map = match self.maps.get(name) {
-            Some(Ok(map)) => map.as_ref(),
-            Some(Err(error)) => {
-                return Err(format!("the ConfigMap {name:?} of the namespace {namespace:?} cannot be read: {error}"));
+        match self.maps.get(source) {
+            Some(Ok(map)) => Ok(map.as_ref()),
+            Some(Err(Unread::Forbidden { control, .. })) if *kind == Kind::Secret => {
+                Err(Rejection::secret_forbidden(name, namespace, control))
             }
-            None => None,
-        };
+            Some(Err(Unread::Forbidden { error, .. } | Unread::Failed(error))) => Err(Rejection::invalid(format!(
+                "the {kind} {name:?} of the namespace {namespace:?} cannot be read: {error}"
+            ))),
+            None => Ok(None),
+        }
+    }
+
+    /// A text of one of them; `None` if it is not there and need not be.
+    fn get(&self, source: &Source, key: &str, optional: bool) -> Result<Option<&str>, Rejection> {
+        let map = self.map(source)?;
         match map.and_then(|map| map.get(key)) {
             Some(value) => Ok(Some(value)),
-            None if *optional => Ok(None),
-            None => Err(match map {
-                None => format!("there is no ConfigMap {name:?} in the namespace {namespace:?}"),
-                Some(map) => {
-                    format!("the ConfigMap {name:?} of the namespace {namespace:?} has no text {key:?}{}", has(map))
-                }
-            }),
+            None if optional => Ok(None),
+            None => Err(self.lacks(source, key, map)),
         }
+    }
+
+    fn lacks(&self, Source { kind, name }: &Source, key: &str, map: Option<&BTreeMap<String, String>>) -> Rejection {
+        let namespace = self.namespace.as_deref().unwrap_or_default();
+        Rejection::invalid(match map {
+            None => format!("there is no {kind} {name:?} in the namespace {namespace:?}"),
+            Some(map) => format!("the {kind} {name:?} of the namespace {namespace:?} has no text {key:?}{}", has(map)),
+        })
+    }
+
+    /// What a pull secret says of registries.
+    pub(super) fn docker_config(&self, name: &str) -> Result<&str, Rejection> {
+        let source = Source { kind: Kind::Secret, name: name.to_owned() };
+        self.get(&source, pull_secret::KEY, false).map(Option::unwrap_or_default)
     }
 }
 
@@ -60,34 +119,52 @@ fn has(map: &BTreeMap<String, String>) -> String {
     if keys.is_empty() { ": it has none".to_owned() } else { format!(": it has {}", keys.join(", ")) }
 }
 
+impl ValueFrom {
+    fn source(&self) -> Option<(Source, &KeyRef)> {
+        let source = |kind, reference: &KeyRef| Source { kind, name: reference.name.clone() };
+        match (&self.config_map_key_ref, &self.secret_key_ref) {
+            (Some(reference), None) => Some((source(Kind::ConfigMap, reference), reference)),
+            (None, Some(reference)) => Some((source(Kind::Secret, reference), reference)),
+            _ => None,
+        }
+    }
+}
+
 impl Spec {
-    /// The ConfigMaps that it refers to, by their names.
-    pub fn config_maps(&self) -> BTreeSet<String> {
-        let references = self.env.iter().chain(&self.config).filter_map(|variable| variable.value_from.as_ref());
-        references.map(|from| from.config_map_key_ref.name.clone()).collect()
+    /// What it refers to.
+    pub fn sources(&self) -> BTreeSet<Source> {
+        let variables = self.env.iter().chain(&self.config);
+        let values = variables.filter_map(|variable| Some(variable.value_from.as_ref()?.source()?.0));
+        let pull = self.image_pull_secrets.iter();
+        let pull = pull.map(|secret| Source { kind: Kind::Secret, name: secret.name.clone() });
+        values.chain(pull).collect()
     }
 
     /// The same with the values in place of the references.
-    pub(super) fn with_values(&self, values: &Values) -> Result<Self, String> {
+    pub(super) fn with_values(&self, values: &Values) -> Result<Self, Rejection> {
         let found = |variables: &[Variable]| {
             variables.iter().filter_map(|variable| found(variable, values).transpose()).collect::<Result<Vec<_>, _>>()
         };
         let with = Self { env: found(&self.env)?, config: found(&self.config)?, ..self.clone() };
         let bytes: usize = with.env.iter().chain(&with.config).filter_map(|of| Some(of.value.as_ref()?.len())).sum();
         if bytes > MOST {
-            return Err(format!("its values are {bytes} bytes: at most {MOST} are allowed"));
+            return Err(Rejection::invalid(format!("its values are {bytes} bytes: at most {MOST} are allowed")));
         }
         Ok(with)
     }
 }
 
 /// A variable with its value; `None` if it may be absent, and is.
-fn found(variable: &Variable, values: &Values) -> Result<Option<Variable>, String> {
-    let wrong = |error: String| format!("the variable {:?}: {error}", variable.name);
+fn found(variable: &Variable, values: &Values) -> Result<Option<Variable>, Rejection> {
+    let of_variable = |rejection: Rejection| rejection.of(format!("the variable {:?}", variable.name));
+    let expected = || Rejection::invalid("expected either value or valueFrom, and of a valueFrom one reference".into());
     let value = match (&variable.value, &variable.value_from) {
         (Some(value), None) => Some(value.as_str()),
-        (None, Some(from)) => values.get(&from.config_map_key_ref).map_err(wrong)?,
-        _ => return Err(wrong("expected either value or valueFrom".into())),
+        (None, Some(from)) => {
+            let (source, KeyRef { key, optional, .. }) = from.source().ok_or_else(|| of_variable(expected()))?;
+            values.get(&source, key, *optional).map_err(of_variable)?
+        }
+        _ => return Err(of_variable(expected())),
     };
     let with = |value: &str| Variable { name: variable.name.clone(), value: Some(value.to_owned()), value_from: None };
     Ok(value.map(with))
@@ -97,7 +174,7 @@ fn found(variable: &Variable, values: &Values) -> Result<Option<Variable>, Strin
 mod tests {
     use serde_json::json;
 
-    use super::*;
+    use super::{super::Reason, *};
 
     fn spec(env: serde_json::Value) -> Spec {
         serde_json::from_value(json!({"image": "r.example/a:1", "env": env})).unwrap()
@@ -105,45 +182,72 @@ mod tests {
 
     fn values() -> Values {
         let map = BTreeMap::from([("theme".to_owned(), "dark".to_owned()), ("long".to_owned(), "x".repeat(MOST / 2))]);
-        let maps = [("settings", Ok(Some(map))), ("closed", Err("forbidden".to_owned())), ("gone", Ok(None))];
-        Values::of_namespace("shop", maps.map(|(name, map)| (name.to_owned(), map)).into())
+        let forbidden = || Err(Unread::Forbidden { control: "pillion-system".into(), error: "no".into() });
+        let maps = [
+            (Kind::ConfigMap, "settings", Ok(Some(map.clone()))),
+            (Kind::ConfigMap, "closed", Err(Unread::Failed("no answer".to_owned()))),
+            (Kind::ConfigMap, "gone", Ok(None)),
+            (Kind::Secret, "settings", Ok(Some([("theme".to_owned(), "secret".to_owned())].into()))),
+            (Kind::Secret, "closed", forbidden()),
+        ];
+        let maps = maps.map(|(kind, name, map)| (Source { kind, name: name.to_owned() }, map));
+        Values::of_namespace("shop", maps.into())
     }
 
-    fn from(name: &str, key: &str, optional: bool) -> serde_json::Value {
-        json!({"name": "V", "valueFrom": {"configMapKeyRef": {"name": name, "key": key, "optional": optional}}})
+    fn from(kind: &str, name: &str, key: &str, optional: bool) -> serde_json::Value {
+        json!({"name": "V", "valueFrom": {kind: {"name": name, "key": key, "optional": optional}}})
     }
+
+    const MAP: &str = "configMapKeyRef";
+    const SECRET: &str = "secretKeyRef";
 
     #[test]
     fn a_reference_becomes_the_value_that_it_refers_to() {
-        let spec =
-            spec(json!([from("settings", "theme", false), from("gone", "theme", true), {"name": "W", "value": "w"}]));
-        assert_eq!(spec.config_maps(), ["gone", "settings"].map(str::to_owned).into());
-        let env = spec.accepted(&values()).unwrap().env;
-        let env: Vec<_> = env.iter().map(|variable| (variable.name.as_str(), variable.value.as_str())).collect();
-        assert_eq!(env, [("V", "dark"), ("W", "w")]);
+        let table = [
+            (json!([from(MAP, "settings", "theme", false)]), vec!["dark"], false),
+            (json!([from(SECRET, "settings", "theme", false)]), vec!["secret"], true),
+            (json!([from(MAP, "gone", "theme", true), {"name": "W", "value": "w"}]), vec!["w"], false),
+            (json!([from(SECRET, "none", "theme", true)]), vec![], true),
+        ];
+        for (env, expected, confidential) in table {
+            let wanted = spec(env).accepted(&values()).unwrap();
+            let env: Vec<_> = wanted.spec.env.iter().map(|variable| variable.value.as_str()).collect();
+            assert_eq!((env, wanted.confidential), (expected, confidential));
+        }
     }
 
     #[test]
     fn a_reference_to_nothing_is_named() {
-        let long = || from("settings", "long", false);
+        let long = || from(MAP, "settings", "long", false);
         let table = [
-            (json!([from("settings", "shade", false)]), r#"has no text "shade": it has "long", "theme""#),
+            (json!([from(MAP, "settings", "shade", false)]), r#"has no text "shade": it has "long", "theme""#),
             (
-                json!([from("gone", "theme", false)]),
+                json!([from(MAP, "gone", "theme", false)]),
                 r#"the variable "V": there is no ConfigMap "gone" in the namespace "shop""#,
             ),
             (
-                json!([from("closed", "theme", true)]),
-                r#"the ConfigMap "closed" of the namespace "shop" cannot be read: forbidden"#,
+                json!([from(MAP, "closed", "theme", true)]),
+                r#"the ConfigMap "closed" of the namespace "shop" cannot be read: no answer"#,
             ),
+            (json!([from(SECRET, "none", "theme", false)]), r#"there is no Secret "none" in the namespace "shop""#),
             (json!([{"name": "V"}]), "expected either value or valueFrom"),
-            (json!([long(), long(), from("settings", "theme", false)]), "are 1048580 bytes: at most 1048576"),
+            (json!([{"name": "V", "valueFrom": {}}]), "expected either value or valueFrom"),
+            (json!([long(), long(), from(MAP, "settings", "theme", false)]), "are 1048580 bytes: at most 1048576"),
         ];
         for (env, expected) in table {
             let error = spec(env).accepted(&values()).unwrap_err();
-            assert!(error.contains(expected), "{error}");
+            assert!(error.message.contains(expected) && error.reason == Reason::Invalid, "{error:?}");
         }
-        let error = spec(json!([from("settings", "theme", false)])).accepted(&Values::none()).unwrap_err();
-        assert!(error.contains("only a Component may refer to one"), "{error}");
+        let error = spec(json!([from(MAP, "settings", "theme", false)])).accepted(&Values::none()).unwrap_err();
+        assert!(error.message.contains("only a Component may refer to one"), "{error:?}");
+    }
+
+    #[test]
+    fn a_secret_that_control_may_not_read_is_said_with_what_to_do() {
+        let error = spec(json!([from(SECRET, "closed", "theme", true)])).accepted(&values()).unwrap_err();
+        assert_eq!(error.reason, Reason::SecretForbidden);
+        for text in [r#"the Secret "closed""#, "create rolebinding", "-n shop", "pillion-system:pillion-control"] {
+            assert!(error.message.contains(text), "{}", error.message);
+        }
     }
 }

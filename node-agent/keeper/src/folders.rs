@@ -21,7 +21,7 @@ const MODE: u32 = 0o700;
 pub enum Command {
     /// Makes the agent's folders on this node, or makes them what they should be.
     ///
-    /// STATE/keeper and RUN/keeper are root's, STATE/host is the host's user's; each is closed to everybody else. What is in them stays. It needs
+    /// STATE/keeper and RUN/keeper are root's, STATE/host and RUN/secrets are the host's user's; each is closed to everybody else. What is in them stays. It needs
     /// CAP_CHOWN and CAP_FOWNER.
     MakeFolders(Make),
     /// Removes what the agent keeps on this node: components, native code, which pods there are.
@@ -71,6 +71,7 @@ impl Command {
             Self::MakeFolders(Make { folders: Folders { state, run }, host_uid }) => {
                 make(&state.join("keeper"), 0)?;
                 make(&run.join("keeper"), 0)?;
+                make(&run.join("secrets"), *host_uid)?;
                 make(&state.join("host"), *host_uid)
             }
             Self::RemoveFolders(Remove { folders: Folders { state, run }, stay }) => {
@@ -142,7 +143,9 @@ mod tests {
             Command::MakeFolders(Make { folders: folders(), host_uid: 65_532 }).run().unwrap();
         }
         let of = |path: &Path| path.metadata().map(|found| (found.uid(), found.mode() & 0o777)).unwrap();
-        assert_eq!(of(&state.join("host")), (65_532, 0o700));
+        for of_host in [state.join("host"), run.join("secrets")] {
+            assert_eq!(of(&of_host), (65_532, 0o700));
+        }
         assert_eq!(of(&state.join("keeper")), (0, 0o700));
         assert!(state.join("host/file").exists() && run.join("keeper").exists());
         Command::RemoveFolders(Remove { folders: folders(), stay: false }).run().unwrap();

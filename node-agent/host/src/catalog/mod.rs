@@ -1,6 +1,7 @@
 //! The catalog: components and bindings, as read from files; and, in a cluster, as control tells them.
 
 pub mod folder;
+pub mod kept;
 pub mod told;
 pub mod watch;
 

@@ -6,11 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use pillion_protocol::{
-    component::ComponentSpec,
+    component::{ComponentSpec, Image},
     id::ComponentId,
+    login::Login,
     name::Name,
     pod::PodUid,
-    stream::{Key, RefusalReason, ToNode, Version, WantedPod},
+    reference::Reference,
+    stream::{Key, RefusalReason, ToNode, Version, WantedComponent, WantedPod},
 };
 use serde::{Deserialize, Serialize};
 
@@ -39,11 +41,16 @@ struct ToldPod {
 #[serde(rename_all = "camelCase")]
 struct ToldComponent {
     version: Version,
-    spec: Box<ComponentSpec>,
+    #[serde(flatten)]
+    wanted: WantedComponent,
     /// It is no more, or makes no sense any more, and is kept for those who had it.
     #[serde(default)]
     kept: bool,
 }
+
+/// Components that have something of a Secret in them.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Confidential(BTreeMap<ComponentId, ToldComponent>);
 
 /// Whether a binding's pod may have its component.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,11 +85,13 @@ impl Told {
     /// Takes in what control says; gives what is to be done.
     pub fn hear(&mut self, told: ToNode) -> Vec<Change> {
         match told {
-            ToNode::Component { id, version, spec } => {
-                let component = ToldComponent { version, spec: spec.clone(), kept: false };
-                let before = self.components.insert(id.clone(), component);
-                let same = before.is_some_and(|before| before.spec == spec);
-                if same { Vec::new() } else { vec![Change::Component(id, spec)] }
+            ToNode::Component { id, version, wanted } => {
+                let spec = wanted.spec.clone();
+                // With another login a pull may succeed that failed.
+                let same = |before: &ToldComponent| before.wanted.spec == spec && before.wanted.login == wanted.login;
+                let is_same = self.components.get(&id).is_some_and(same);
+                self.components.insert(id.clone(), ToldComponent { version, wanted, kept: false });
+                if is_same { Vec::new() } else { vec![Change::Component(id, spec)] }
             }
             ToNode::ComponentGone { id } => match self.components.get_mut(&id) {
                 Some(component) => {
@@ -157,6 +166,31 @@ impl Told {
         pods.chain(components).collect()
     }
 
+    /// Who we are at the registry of an artifact, where a component that is it says so.
+    pub fn login(&self, reference: &Reference) -> Option<Login> {
+        let is_it = |image: &Image| matches!(image, Image::Reference(named) if named == reference);
+        let of_it = self.components.values().filter(|component| is_it(&component.wanted.spec.image));
+        of_it.filter_map(|component| component.wanted.login.clone()).next()
+    }
+
+    /// What may be written to a disk, and what may not.
+    pub fn parts(&self) -> (Self, Confidential) {
+        let is_confidential = |component: &ToldComponent| component.wanted.confidential;
+        let mut open = self.clone();
+        let confidential = open.components.extract_if(.., |_, component| is_confidential(component)).collect();
+        (open, Confidential(confidential))
+    }
+
+    /// Both together. Where there is less of the second than there was, not everything is known.
+    pub fn with(mut self, Confidential(confidential): Confidential) -> Self {
+        self.components.extend(confidential);
+        let served =
+            |pod: &ToldPod| pod.had_ids().filter(|id| !pod.wanted.refused.contains_key(&id.name)).collect::<Vec<_>>();
+        let is_known = |id: &ComponentId| self.components.contains_key(id);
+        self.complete = self.complete && self.pods.values().flat_map(served).all(|id| is_known(&id));
+        self
+    }
+
     /// The pods, as they are to be.
     pub fn pods(&self) -> impl Iterator<Item = &WantedPod> {
         self.pods.values().map(|pod| &pod.wanted)
@@ -164,7 +198,7 @@ impl Told {
 
     /// The components, as they are to be.
     pub fn components(&self) -> impl Iterator<Item = (&ComponentId, &Version, &ComponentSpec)> {
-        self.components.iter().map(|(id, component)| (id, &component.version, &*component.spec))
+        self.components.iter().map(|(id, component)| (id, &component.version, &*component.wanted.spec))
     }
 }
 
@@ -176,14 +210,24 @@ impl ToldPod {
 }
 
 #[cfg(test)]
-mod tests {
-    use pillion_protocol::{component::Image, pod::Pod, stream::Refusal};
+pub(super) mod tests {
+    use pillion_protocol::{component::Variable, pod::Pod, stream::Refusal};
 
     use super::*;
 
     fn component(id: &str, version: &str) -> ToNode {
         let spec = ComponentSpec::new(Image::Reference(format!("r.example/{id}:{version}").parse().unwrap()));
-        ToNode::Component { id: id.parse().unwrap(), version: Version(version.into()), spec: Box::new(spec) }
+        ToNode::Component { id: id.parse().unwrap(), version: Version(version.into()), wanted: spec.into() }
+    }
+
+    /// A pod has a component with a value of a Secret.
+    pub(crate) fn told_a_secret(value: &str) -> Told {
+        let mut told = told();
+        let ToNode::Component { id, version, mut wanted } = component("shop/clock", "2") else { unreachable!() };
+        wanted.spec.env.push(Variable { name: "PASSWORD".into(), value: value.into() });
+        wanted.confidential = true;
+        told.hear(ToNode::Component { id, version, wanted });
+        told
     }
 
     fn pod(uid: &str, refused: &[(&str, RefusalReason)]) -> ToNode {

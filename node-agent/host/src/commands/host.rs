@@ -14,7 +14,7 @@ use super::{
     run::{terminate_on_signals, watched},
 };
 use crate::{
-    catalog::{CatalogError, Components, Entry, folder, watch},
+    catalog::{CatalogError, Components, Entry, folder, kept::Kept, watch},
     follower,
     store::Store,
     supervisor::{
@@ -42,6 +42,9 @@ pub(super) struct Host {
     /// Where components and their native code are kept
     #[arg(long, value_name = "DIR", default_value = "/var/lib/pillion/host", env = "PILLION_STORE")]
     store: PathBuf,
+    /// Where what control tells of Secrets is kept while this program does not run: a folder in memory, this user's own
+    #[arg(long, value_name = "DIR", default_value = "/run/pillion/secrets", env = "PILLION_SECRETS")]
+    secrets: PathBuf,
     #[command(flatten)]
     keep: KeepArgs,
     #[command(flatten)]
@@ -128,7 +131,8 @@ impl Host {
         listen::raise_descriptor_limit();
         Process::Supervisor.confine()?;
         Store::open(&self.store)?.sweep();
-        let control = self.from.control().map(|settings| Control::open(settings, &self.store)).transpose()?;
+        let open = |settings| Control::open(settings, Kept::new(&self.store, &self.secrets));
+        let control = self.from.control().map(open).transpose()?;
         let catalog = self
             .from
             .catalog

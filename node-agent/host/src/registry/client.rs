@@ -16,13 +16,14 @@ use oci_client::{
 };
 use pillion_protocol::{
     digest::Digest,
+    login::Login,
     reference::{Reference, Version},
 };
 use tokio::time::timeout;
 
 use super::{
     manifest::{Blob, MAX_DOCUMENT},
-    message::{Login, Source},
+    message::Source,
     problem::{Passes, Problem, chain, late, limiting_url},
     retry::again,
 };

@@ -12,11 +12,13 @@ use std::{
 };
 
 use docker_credential::{CredentialRetrievalError, DockerCredential};
-use pillion_protocol::reference::Reference;
+use pillion_protocol::{
+    login::{Login, key_for},
+    reference::Reference,
+};
 use serde::{Deserialize, de::IgnoredAny};
 
 use super::{
-    message::Login,
     provider::{self, Cache},
     settings::Settings,
 };
@@ -87,23 +89,6 @@ fn users_own() -> Option<PathBuf> {
     let from = |variable: &str| env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from);
     let folder = from("DOCKER_CONFIG").or_else(|| Some(from("HOME")?.join(".docker")))?;
     Some(folder.join("config.json"))
-}
-
-/// The key of a docker config JSON that is for `reference`: the longest that matches.
-fn key_for<'a>(keys: impl Iterator<Item = &'a String>, reference: &Reference) -> Option<&'a str> {
-    fn plain(key: &str) -> &str {
-        let bare = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
-        let bare = bare.trim_end_matches('/');
-        bare.strip_suffix("/v1").or_else(|| bare.strip_suffix("/v2")).unwrap_or(bare)
-    }
-    let matches = |key: &&str| {
-        let plain = match plain(key) {
-            "index.docker.io" => "docker.io",
-            other => other,
-        };
-        provider::matches(plain, reference)
-    };
-    keys.map(String::as_str).filter(matches).max_by_key(|key| plain(key).len())
 }
 
 fn of_docker_config(path: &Path, reference: &Reference) -> Result<Option<Login>, CredentialError> {

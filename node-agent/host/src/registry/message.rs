@@ -2,7 +2,7 @@
 
 use std::{fmt, path::PathBuf, time::Duration};
 
-use pillion_protocol::{digest::Digest, quantity::ByteSize, reference::Reference};
+use pillion_protocol::{digest::Digest, login::Login, quantity::ByteSize, reference::Reference};
 use serde::{Deserialize, Serialize};
 
 /// What a puller is asked for, as JSON on its standard input.
@@ -38,31 +38,6 @@ pub struct Source {
     pub ca: Option<String>,
     /// Who we are there.
     pub login: Login,
-}
-
-/// Who we are at a registry.
-#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Login {
-    /// Nobody.
-    #[default]
-    Anonymous,
-    /// A user name and a password, which may be a token of the registry's.
-    Basic {
-        /// The user name.
-        username: String,
-        /// The password.
-        password: String,
-    },
-}
-
-/// Never shows a password.
-impl fmt::Debug for Login {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Anonymous => f.write_str("Anonymous"),
-            Self::Basic { username, .. } => f.debug_struct("Basic").field("username", username).finish_non_exhaustive(),
-        }
-    }
 }
 
 /// What a puller says, one line of JSON each.

@@ -4,11 +4,9 @@ use std::{error::Error, time::Duration};
 
 use base64::{Engine, prelude::BASE64_STANDARD};
 use oci_client::errors::{OciDistributionError, OciEnvelope, OciErrorCode};
+use pillion_protocol::login::Login;
 
-use super::{
-    manifest::shown,
-    message::{Login, Source},
-};
+use super::{manifest::shown, message::Source};
 
 /// What went wrong with a question.
 #[derive(Clone, Debug, PartialEq, Eq)]

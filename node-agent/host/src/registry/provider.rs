@@ -12,10 +12,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pillion_protocol::reference::Reference;
+use pillion_protocol::{
+    login::{Login, matches},
+    reference::Reference,
+};
 use serde::{Deserialize, Serialize};
 
-use super::{credentials::CredentialError, message::Login, settings::Providers};
+use super::{credentials::CredentialError, settings::Providers};
 use crate::program::{self, Tell};
 
 /// How long a provider may take, as in the kubelet.
@@ -80,38 +83,6 @@ struct Answer {
 struct AuthConfig {
     username: String,
     password: String,
-}
-
-/// Whether `pattern`, `HOST[:PORT][/PATH]` with `*` in the host's labels, is for this reference. As many labels, the same port,
-/// and the path begins with the pattern's: as in the kubelet, but by whole parts of it.
-pub(super) fn matches(pattern: &str, reference: &Reference) -> bool {
-    let (pattern_host, path) = pattern.split_once('/').map_or((pattern, ""), |(host, path)| (host, path));
-    let split = |host: &str| match host.rsplit_once(':') {
-        Some((name, port)) if !port.contains(']') => (name.to_owned(), Some(port.to_owned())),
-        _ => (host.to_owned(), None),
-    };
-    let ((wanted, wanted_port), (host, port)) = (split(pattern_host), split(reference.registry()));
-    let same_host = wanted.split('.').count() == host.split('.').count()
-        && wanted.split('.').zip(host.split('.')).all(|(wanted, label)| glob(wanted, label));
-    let rest = reference.repository().strip_prefix(path);
-    same_host
-        && wanted_port == port
-        && rest.is_some_and(|rest| path.is_empty() || rest.is_empty() || rest.starts_with('/'))
-}
-
-/// Whether `text` is what `pattern` says, in which each `*` is any text.
-fn glob(pattern: &str, text: &str) -> bool {
-    let Some((first, rest)) = pattern.split_once('*') else { return pattern == text };
-    let Some(mut left) = text.strip_prefix(first) else { return false };
-    let mut parts: Vec<_> = rest.split('*').collect();
-    let last = parts.pop().unwrap_or_default();
-    for part in parts {
-        match left.split_once(part) {
-            Some((_, after)) => left = after,
-            None => return false,
-        }
-    }
-    left.ends_with(last)
 }
 
 /// What the first provider that is for this reference gives; `None` if none is for it.
@@ -205,26 +176,6 @@ mod tests {
     use std::{os::unix::fs::PermissionsExt, path::PathBuf};
 
     use super::*;
-
-    #[test]
-    fn patterns_match_as_in_the_kubelet() {
-        let table = [
-            ("*.dkr.ecr.*.amazonaws.com", "1234.dkr.ecr.us-east-1.amazonaws.com/a:1", true),
-            ("*.dkr.ecr.*.amazonaws.com", "1234.dkr.ecr.amazonaws.com/a:1", false),
-            ("*.azurecr.io", "acme.azurecr.io/a/b:1", true),
-            ("gcr.io", "eu.gcr.io/a:1", false),
-            ("*-docker.pkg.dev", "europe-docker.pkg.dev/a:1", true),
-            ("*-docker.pkg.dev", "docker.pkg.dev/a:1", false),
-            ("app*.k8s.io/app1", "app7.k8s.io/app1/x:1", true),
-            ("app*.k8s.io/app1", "app7.k8s.io/app17:1", false),
-            ("r.example:5000", "r.example:5000/a:1", true),
-            ("r.example", "r.example:5000/a:1", false),
-            ("*", "r.example/a:1", false),
-        ];
-        for (pattern, reference, expected) in table {
-            assert_eq!(matches(pattern, &reference.parse().unwrap()), expected, "{pattern} {reference}");
-        }
-    }
 
     struct Setup {
         dir: tempfile::TempDir,

@@ -8,6 +8,7 @@ use std::{
 };
 
 use pillion_protocol::{
+    login::Login,
     quantity::{ByteSize, Span},
     reference::{Reference, is_registry},
 };
@@ -128,15 +129,24 @@ impl Location {
         Ok(settings)
     }
 
-    /// What to ask a puller for: the settings as they are now, and who we are.
+    /// What to ask a puller for: the settings as they are now, and who we are; at the artifact's own registry `login`, if that is said.
     ///
     /// # Errors
     ///
     /// What cannot be read.
-    pub fn request(&self, reference: Reference, store: PathBuf, credentials: &Credentials) -> Result<Request, Failure> {
+    pub fn request(
+        &self,
+        reference: Reference,
+        store: PathBuf,
+        credentials: &Credentials,
+        login: Option<Login>,
+    ) -> Result<Request, Failure> {
         let read = || {
             let settings = self.read()?;
-            let sources = settings.sources(&reference, credentials)?;
+            let mut sources = settings.sources(&reference, credentials)?;
+            if let (Some(own), Some(login)) = (sources.last_mut(), login) {
+                own.login = login;
+            }
             Ok::<_, SettingsError>((settings.timeout.get(), sources))
         };
         match read() {

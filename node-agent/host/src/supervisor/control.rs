@@ -1,11 +1,10 @@
 //! What control tells this node, through the follower: what the worker and the keeper hear of it, and what control hears back.
 //!
-//! It is kept in a file, so that a host which starts while control is away serves as it did.
+//! It is kept, so that a host which starts while control is away serves as it did.
 
 use std::{
     collections::BTreeMap,
     io::{self, BufRead, BufReader, Write},
-    path::PathBuf,
     process::Child,
     sync::mpsc::{Sender, channel},
     thread,
@@ -16,20 +15,21 @@ use anyhow::Context;
 use pillion_protocol::{
     id::ComponentId,
     keeper::FromHost,
+    login::Login,
     name::Name,
     pod::{Pod, PodUid},
+    reference::Reference,
     stream::{ComponentReport, Report, ToNode, WantedPod},
 };
-use tempfile::NamedTempFile;
 
 use super::{BindingKey, Input, Supervisor, child, message::ToWorker};
 use crate::{
-    catalog::told::{Change, Told, Verdict},
+    catalog::{
+        kept::Kept,
+        told::{Change, Told, Verdict},
+    },
     follower::message::{Settings, Start, Word},
 };
-
-/// What is kept of what control has told, in the store's folder.
-const FILE: &str = "control.json";
 
 /// How long changes are gathered before they are written and reported.
 const GATHER: Duration = Duration::from_millis(100);
@@ -40,7 +40,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// The side of the supervisor that control is on.
 pub struct Control {
     settings: Settings,
-    file: PathBuf,
+    kept: Kept,
     told: Told,
     follower: Option<Sender<Report>>,
     /// Pods that have ended while no keeper heard it.
@@ -49,7 +49,7 @@ pub struct Control {
     failed: BTreeMap<PodUid, String>,
     /// When what has changed is written and reported.
     due: Option<Instant>,
-    /// The file says what was told.
+    /// What was told is kept.
     is_written: bool,
 }
 
@@ -59,19 +59,11 @@ impl Control {
     /// # Errors
     ///
     /// A file that cannot be read.
-    pub fn open(settings: Settings, store: &std::path::Path) -> anyhow::Result<Self> {
-        let file = store.join(FILE);
-        let mut told = match std::fs::read(&file) {
-            Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|error| {
-                tracing::error!(file = %file.display(), %error, "what control had told cannot be read: it is asked for anew");
-                Told::default()
-            }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Told::default(),
-            Err(error) => return Err(error).with_context(|| file.display().to_string()),
-        };
+    pub fn open(settings: Settings, kept: Kept) -> anyhow::Result<Self> {
+        let mut told = kept.read()?;
         told.doubt();
         let (ended, failed) = (Vec::new(), BTreeMap::new());
-        Ok(Self { settings, file, told, follower: None, ended, failed, due: None, is_written: true })
+        Ok(Self { settings, kept, told, follower: None, ended, failed, due: None, is_written: true })
     }
 
     /// The components that it has told.
@@ -84,13 +76,9 @@ impl Control {
         self.due.get_or_insert(Instant::now() + GATHER);
     }
 
-    /// Written whole, by rename, and for this user's eyes only, as temporary files are.
-    fn write(&self) -> io::Result<()> {
-        let folder = self.file.parent().ok_or(io::ErrorKind::InvalidInput)?;
-        let mut file = NamedTempFile::new_in(folder)?;
-        file.write_all(&serde_json::to_vec(&self.told)?)?;
-        file.persist(&self.file)?;
-        Ok(())
+    /// Who we are at the registry of an artifact, where control says so.
+    pub fn login(&self, reference: &Reference) -> Option<Login> {
+        self.told.login(reference)
     }
 }
 
@@ -261,11 +249,14 @@ impl Supervisor {
         control.due = None;
         // One that drains knows less than the host in its place.
         if !control.is_written && !self.terminating {
-            match control.write() {
+            match control.kept.write(&control.told) {
                 Ok(()) => control.is_written = true,
                 Err(error) => {
                     control.due = Some(Instant::now() + AGAIN);
-                    tracing::error!(file = %control.file.display(), %error, "what control has told cannot be kept for the next start");
+                    tracing::error!(
+                        error = format!("{error:#}"),
+                        "what control has told cannot be kept for the next start"
+                    );
                 }
             }
         }

@@ -1,0 +1,43 @@
+//! Why a component is not accepted.
+
+use serde::Serialize;
+
+/// Why a component is not accepted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Rejection {
+    /// In one word.
+    pub reason: Reason,
+    /// With the text at fault, and what is allowed or to be done.
+    pub message: String,
+}
+
+/// Why a component is not accepted, in one word: the reason of its condition `Accepted`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum Reason {
+    /// What it says, or refers to, cannot be served.
+    Invalid,
+    /// It refers to a Secret that its namespace does not let control read.
+    SecretForbidden,
+}
+
+impl Rejection {
+    /// What it says, or refers to, cannot be served.
+    pub fn invalid(message: String) -> Self {
+        Self { reason: Reason::Invalid, message }
+    }
+
+    /// It refers to a Secret that control, which is in the namespace `control`, may not read.
+    pub(super) fn secret_forbidden(name: &str, namespace: &str, control: &str) -> Self {
+        let message = format!(
+            "the Secret {name:?} may not be read by control: who may grant it runs \"kubectl create rolebinding \
+             pillion-secrets -n {namespace} --clusterrole=pillion-secrets --serviceaccount={control}:pillion-control\", \
+             or binds a Role that only lets it get the Secrets it names"
+        );
+        Self { reason: Reason::SecretForbidden, message }
+    }
+
+    /// The same, and what it is about.
+    pub(super) fn of(self, what: String) -> Self {
+        Self { message: format!("{what}: {}", self.message), ..self }
+    }
+}
