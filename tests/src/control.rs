@@ -35,7 +35,8 @@ pub struct Plane {
     /// The API server.
     pub api: ApiServer,
     folder: TempDir,
-    /// By which control is control there.
+    /// By which control is control there, and how it knows it.
+    token: String,
     kubeconfig: PathBuf,
 }
 
@@ -89,8 +90,19 @@ impl Plane {
         api.apply(&rights()?)?;
         api.kubectl(&["wait", "--for=condition=Established", "crd", "--all", "--timeout=30s"])?;
         let token = api.kubectl(&["create", "token", CONTROL, "-n", NAMESPACE])?;
-        let kubeconfig = api.kubeconfig_with_token(token.trim())?;
-        Ok(Self { api, folder, kubeconfig })
+        let token = token.trim().to_owned();
+        let kubeconfig = api.kubeconfig_with_token(&token)?;
+        Ok(Self { api, folder, token, kubeconfig })
+    }
+
+    /// Replicas of control that are started from now on reach the API server at this URL.
+    ///
+    /// # Errors
+    ///
+    /// The kubeconfig cannot be written.
+    pub fn reach_api_at(&mut self, url: &str) -> Result<()> {
+        self.kubeconfig = self.api.kubeconfig_for(url, &self.token)?;
+        Ok(())
     }
 
     /// Starts a replica of control.
@@ -258,6 +270,11 @@ fn text(value: &Value, pointer: &str) -> Result<String> {
 }
 
 impl Control {
+    /// Its port for nodes.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Where nodes reach it.
     pub fn url(&self) -> String {
         format!("https://127.0.0.1:{}", self.port)

@@ -2,6 +2,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`api_proxy`] | a proxy before an API server that makes faults |
 //! | [`client`] | callers: HTTP/1.1 and HTTP/2, from hyper |
 //! | [`cluster`] | Kubernetes' API server alone, a node that runs its pods, a whole cluster |
 //! | [`component`] | components, as YAML |
@@ -17,7 +18,9 @@
 //! | [`program`] | the program, run to its end |
 //! | [`raw`] | a caller that says exactly what it is told, for what no client library would say |
 //! | [`registry`] | a registry with its artifacts, and a proxy before it that makes faults |
-//! | `tls` | a private authority and its certificates |
+//! | [`server`] | an HTTP server in the test's process |
+//! | [`service`] | one address for several servers |
+//! | [`tls`] | a private authority and its certificates |
 //! | [`upstream`] | a server that guests call |
 //! | [`wait`] | waiting for something with an end
 //! | [`world`] | control and a node that follows it, before a real API server |
@@ -27,6 +30,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod api_proxy;
 pub mod client;
 pub mod cluster;
 pub mod component;
@@ -42,7 +46,9 @@ pub mod process;
 pub mod program;
 pub mod raw;
 pub mod registry;
-mod tls;
+pub mod server;
+pub mod service;
+pub mod tls;
 pub mod upstream;
 pub mod wait;
 pub mod world;
@@ -57,3 +63,8 @@ pub use self::{
 
 /// The faults guests: every behaviour in both generations of `wasi:http`.
 pub const FAULTS: [&str; 2] = ["faults-p2", "faults-p3"];
+
+/// Whether what takes long is to be done whole: `make soak`.
+pub fn is_soak() -> bool {
+    std::env::var_os("PILLION_SOAK").is_some_and(|value| value == "full")
+}

@@ -25,7 +25,6 @@ mod daemon;
 mod fault;
 mod proxy;
 mod remote;
-mod server;
 mod setup;
 mod spin;
 mod token;

@@ -42,7 +42,16 @@ impl World {
     ///
     /// One of them does not start.
     pub async fn start() -> Result<Self> {
-        let (plane, registry) = (Plane::start().await?, Registry::start().await?);
+        Self::of(Plane::start().await?).await
+    }
+
+    /// Starts the rest of it beside an API server.
+    ///
+    /// # Errors
+    ///
+    /// One of them does not start.
+    pub async fn of(plane: Plane) -> Result<Self> {
+        let registry = Registry::start().await?;
         for (guest, name) in [("hello-wasip2", "hello:1"), ("faults-p2", "faults:1")] {
             Artifact::wasm(std::fs::read(place::guest(guest)?)?).push(&registry, name).await?;
         }

@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use pillion_tests::{
     eventually,
-    world::{AGAIN, SOON, World},
+    world::{SOON, World},
 };
 use serde_json::json;
 
@@ -69,25 +69,6 @@ async fn an_annotation_that_changes_and_a_pod_that_ends_are_followed() -> Result
     world.closes(&cart, 8081).await?;
     world.plane.delete_pod("shop", "cart")?;
     world.closes(&cart, 8082).await
-}
-
-#[tokio::test]
-async fn an_api_server_that_was_away_is_followed_again() -> Result<()> {
-    let mut world = World::start().await?;
-    world.publish("faults", "faults:1", json!({"env": [{"name": "NAME", "value": "first"}]}))?;
-    let cart = world.pod("shop", "cart", "faults=8081")?;
-    world.answers(&cart, 8081, "/env?name=NAME", "first").await?;
-    world.plane.api.stop();
-    // Longer than a leader that cannot renew its Lease leads.
-    let gone = async || {
-        ensure!(world.control.log().contains("another replica leads now"), "it leads on");
-        Ok(())
-    };
-    eventually("the end of its leading", SOON, gone).await?;
-    world.answers(&cart, 8081, "/env?name=NAME", "first").await?;
-    world.plane.api.restart().await?;
-    world.publish("faults", "faults:1", json!({"env": [{"name": "NAME", "value": "second"}]}))?;
-    world.answers_in(AGAIN, &cart, 8081, "/env?name=NAME", "second").await
 }
 
 /// A Component of the namespace `shop` with a value from a ConfigMap, which is not there yet.

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use pillion_tests::{
     Component, Host, Protocol, get,
     host::Builder,
-    place, process,
+    is_soak, place, process,
     registry::{Artifact, Fault, FaultProxy, Registry, Seen, digest, spin_lock},
     wait_until,
 };
@@ -34,10 +34,6 @@ const GONE: Duration = Duration::from_secs(2);
 
 /// A variable by which everything that a host starts is known; not compilers, which get no environment.
 const MARK: &str = "PILLION_TEST_MARK";
-
-fn is_whole() -> bool {
-    std::env::var_os("PILLION_SOAK").is_some_and(|value| value == "full")
-}
 
 /// A number from 0 to 1 that nobody knows before.
 fn chance() -> f64 {
@@ -306,12 +302,12 @@ async fn whoever_is_killed_at_any_moment_leaves_a_store_that_the_next_start_acce
         anyhow::Ok(took)
     };
     let took = whole_run(seeded()?.path()).await?;
-    let took_long = if is_whole() { whole_run(tempfile::tempdir()?.path()).await? } else { took };
-    let moments = if is_whole() { MOMENTS.1 } else { MOMENTS.0 };
+    let took_long = if is_soak() { whole_run(tempfile::tempdir()?.path()).await? } else { took };
+    let moments = if is_soak() { MOMENTS.1 } else { MOMENTS.0 };
     let (began, mut fell) = (Instant::now(), Fell::default());
     for number in 0..moments {
         let victim = Victim::ALL[number % Victim::ALL.len()];
-        let long = is_whole() && number % LONG == LONG - 1;
+        let long = is_soak() && number % LONG == LONG - 1;
         let (store, whole) = if long { (tempfile::tempdir()?, took_long) } else { (seeded()?, took) };
         // Each of as many parts of the time has its moment.
         let part = (number * 7 % moments) as f64;
@@ -346,7 +342,7 @@ async fn a_helper_that_has_just_started_does_not_outlive_its_supervisor() -> Res
     // Whom nobody ends waits for half a minute.
     shelf.proxy.fault(|_| true, Fault::Hang);
     let image = format!("{}/hello-wasip2:1", shelf.proxy.numeric_host());
-    let rounds = if is_whole() { 100 } else { 8 };
+    let rounds = if is_soak() { 100 } else { 8 };
     let mut outlived = Vec::new();
     for round in 0..rounds {
         let store = tempfile::tempdir()?;

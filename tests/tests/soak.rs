@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use pillion_tests::{
+    is_soak,
     load::{Knocking, Knocks, Load, Seen},
     netns::Netns,
     node::{Node, Sandbox},
@@ -20,7 +21,7 @@ const PODS: usize = 20;
 
 /// How often something is done: in the short form, and in the whole.
 fn times(short: usize, whole: usize) -> usize {
-    if std::env::var_os("PILLION_SOAK").is_some_and(|value| value == "full") { whole } else { short }
+    if is_soak() { whole } else { short }
 }
 
 /// Calls in `PODS` pods, on connections that are kept and on new ones, while `work` is done; gives what all of them saw.

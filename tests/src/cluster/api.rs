@@ -149,6 +149,11 @@ impl ApiServer {
         self.setup.url()
     }
 
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.setup.port
+    }
+
     /// The certificate of the authority to be trusted, in PEM.
     pub fn authority(&self) -> PathBuf {
         self.setup.folder.join(access::AUTHORITY)
@@ -165,7 +170,16 @@ impl ApiServer {
     ///
     /// It cannot be written.
     pub fn kubeconfig_with_token(&self, token: &str) -> Result<PathBuf> {
-        access::kubeconfig_with_token(&self.setup.folder, &self.url(), token)
+        self.kubeconfig_for(&self.url(), token)
+    }
+
+    /// The same, where the API server is reached at another URL.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be written.
+    pub fn kubeconfig_for(&self, url: &str, token: &str) -> Result<PathBuf> {
+        access::kubeconfig_with_token(&self.setup.folder, url, token)
     }
 
     /// Runs `kubectl` as the administrator and gives what it prints. With `--token TOKEN` or `--as USER` it is somebody else.

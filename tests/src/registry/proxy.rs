@@ -25,9 +25,11 @@ use super::{
     Registry,
     fault::{Content, Fault, broken, length},
     remote::Remote,
+};
+use crate::{
+    client::{Body, streamed},
     server::Server,
 };
-use crate::client::{Body, streamed};
 
 /// A request that came to a proxy.
 #[derive(Clone, Debug)]

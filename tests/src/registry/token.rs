@@ -28,8 +28,11 @@ use ring::{
 };
 use serde_json::{Value, json};
 
-use super::{remote::Access, server::Server};
-use crate::client::{Body, full};
+use super::remote::Access;
+use crate::{
+    client::{Body, full},
+    server::Server,
+};
 
 /// Who issues, `iss`.
 const ISSUER: &str = "pillion-tests-tokens";
