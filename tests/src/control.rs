@@ -13,7 +13,7 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::{cluster::ApiServer, eventually, place, process, program};
+use crate::{clock::Clock, cluster::ApiServer, eventually, place, process, program};
 
 /// Where control and the agent are.
 pub const NAMESPACE: &str = "pillion-system";
@@ -35,6 +35,8 @@ pub struct Plane {
     /// The API server.
     pub api: ApiServer,
     folder: TempDir,
+    /// The clock of replicas of control that are started from now on; the machine's if there is none.
+    pub clock: Option<Clock>,
     /// By which control is control there, and how it knows it.
     token: String,
     kubeconfig: PathBuf,
@@ -92,7 +94,7 @@ impl Plane {
         let token = api.kubectl(&["create", "token", CONTROL, "-n", NAMESPACE])?;
         let token = token.trim().to_owned();
         let kubeconfig = api.kubeconfig_with_token(&token)?;
-        Ok(Self { api, folder, token, kubeconfig })
+        Ok(Self { api, folder, clock: None, token, kubeconfig })
     }
 
     /// Replicas of control that are started from now on reach the API server at this URL.
@@ -116,6 +118,9 @@ impl Plane {
         let log = File::options().create(true).append(true).open(&path)?;
         let mut command = Command::new(program::named("pillion-control")?);
         command.env_clear().env("KUBECONFIG", &self.kubeconfig);
+        if let Some(clock) = &self.clock {
+            clock.give(&mut command);
+        }
         command.args(["serve", "--identity", identity, "--namespace", NAMESPACE, "--certificate-name", "127.0.0.1"]);
         command.args(["--listen", &format!("127.0.0.1:{port}"), "--health-listen", &format!("127.0.0.1:{health}")]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);

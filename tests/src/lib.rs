@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`api_proxy`] | a proxy before an API server that makes faults |
 //! | [`client`] | callers: HTTP/1.1 and HTTP/2, from hyper |
+//! | [`clock`] | a wall clock of a program's own |
 //! | [`cluster`] | Kubernetes' API server alone, a node that runs its pods, a whole cluster |
 //! | [`component`] | components, as YAML |
 //! | [`control`] | control before an API server alone, and who nodes are to it |
@@ -32,6 +33,7 @@
 
 pub mod api_proxy;
 pub mod client;
+pub mod clock;
 pub mod cluster;
 pub mod component;
 pub mod control;

@@ -5,7 +5,7 @@ use std::{
     io::Write,
     path::Path,
     process::{Command, Stdio},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -155,6 +155,27 @@ async fn a_stream_ends_with_its_pod() -> Result<()> {
     ensure!(said.status == 200 && began.elapsed() < SOON, "it took {:?}", began.elapsed());
     ensure!(world.control.log().contains("its pod is no more"), "{}", world.control.log());
     Ok(())
+}
+
+#[tokio::test]
+async fn a_stream_ends_with_its_token() -> Result<()> {
+    let world = World::start().await?;
+    let at = |seconds: i64| {
+        let by = Duration::from_secs(seconds.unsigned_abs());
+        if seconds < 0 { SystemTime::now() - by } else { SystemTime::now() + by }
+    };
+    let token = |seconds| world.plane.api.token_until(&world.token, at(seconds));
+    // The API server lets a minute pass, as clocks differ.
+    world.refused(&token(-90)?, 401, "not good")?;
+    // Whatever control's clock says, it lasts for a minute that the API server has found good.
+    let token = token(5)?;
+    let (access, began) = (world.access.clone(), Instant::now());
+    let shown = token.clone();
+    let said = tokio::task::spawn_blocking(move || ask(&access, "/v1/stream", &shown, 120)).await??;
+    ensure!(said.status == 200 && said.body.contains("r.example/clock:1"), "{} {}", said.status, said.body);
+    let lasted = began.elapsed();
+    ensure!((50..90).contains(&lasted.as_secs()), "it lasted {lasted:?}");
+    eventually("a refusal", SOON, async || world.refused(&token, 401, "not good")).await
 }
 
 #[tokio::test]

@@ -5,12 +5,20 @@ use std::{
     io::Write,
     os::unix::fs::{OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::Result;
-use base64::{Engine, prelude::BASE64_STANDARD};
+use anyhow::{Context, Result, anyhow};
+use base64::{
+    Engine,
+    prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD},
+};
 use rcgen::KeyPair;
-use serde_json::json;
+use ring::{
+    rand::SystemRandom,
+    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair},
+};
+use serde_json::{Value, json};
 use tempfile::Builder;
 
 use super::network::{API_SERVICE_ADDRESS, NODE_ADDRESS};
@@ -66,6 +74,27 @@ pub(super) fn kubeconfig_with_token(folder: &Path, url: &str, token: &str) -> Re
     let mut file = Builder::new().prefix("kubeconfig-").permissions(mode).tempfile_in(folder)?;
     file.write_all(kubeconfig(folder, url, token)?.as_bytes())?;
     Ok(file.keep()?.1)
+}
+
+/// The same token with another end, signed anew, as time would have made it.
+pub(super) fn token_until(folder: &Path, token: &str, end: SystemTime) -> Result<String> {
+    let [header, claims] = {
+        let mut parts = token.split('.');
+        [parts.next(), parts.next()].map(Option::unwrap_or_default)
+    };
+    let mut claims: Value = serde_json::from_slice(&BASE64_URL_SAFE_NO_PAD.decode(claims)?)?;
+    let end = end.duration_since(UNIX_EPOCH)?.as_secs();
+    let begun = end - 600;
+    for (claim, value) in [("exp", end), ("iat", begun), ("nbf", begun)] {
+        claims.as_object_mut().context("a token without claims")?.insert(claim.into(), value.into());
+    }
+    let signed = format!("{header}.{}", BASE64_URL_SAFE_NO_PAD.encode(claims.to_string()));
+    let random = SystemRandom::new();
+    let key = KeyPair::from_pem(&fs::read_to_string(folder.join(SIGNING_KEY))?)?;
+    let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, key.serialized_der(), &random);
+    let key = key.map_err(|error| anyhow!("a key that is none: {error}"))?;
+    let signature = key.sign(&random, signed.as_bytes()).map_err(|_| anyhow!("a token is not signed"))?;
+    Ok(format!("{signed}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature)))
 }
 
 fn kubeconfig(folder: &Path, url: &str, token: &str) -> Result<String> {

@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -231,6 +231,15 @@ impl ApiServer {
             arguments.extend(["--bound-object-kind", "Pod", "--bound-object-name", name, "--bound-object-uid", uid]);
         }
         Ok(self.kubectl(&arguments)?.trim().to_owned())
+    }
+
+    /// The same token, as if it ended at another time: no token of [`ApiServer::token_for`] does so soon.
+    ///
+    /// # Errors
+    ///
+    /// It is no token.
+    pub fn token_until(&self, token: &str, end: SystemTime) -> Result<String> {
+        access::token_until(&self.setup.folder, token, end)
     }
 
     /// Ends the API server; nobody listens at its port then. What it stored stays.
