@@ -52,7 +52,7 @@ test: build catalog guests
 # The whole of what `make test` has in short.
 soak: build guests
 	tests/setup test
-	PILLION_SOAK=full cargo test --locked -p pillion-tests --test soak --test killed_pulls -- --nocapture --test-threads 1
+	PILLION_SOAK=full cargo test --locked -p pillion-tests --test soak --test killed_pulls --test control_faults --test control_api_faults -- --nocapture --test-threads 1
 
 lint:
 	tests/setup build
@@ -72,10 +72,10 @@ deny:
 
 bench: guests
 	tests/setup bench
-	cargo build --locked --release -p pillion-host -p pillion-keeper -p pillion-cni -p pillion-benches
+	cargo build --locked --release -p pillion-host -p pillion-keeper -p pillion-cni -p pillion-control -p pillion-benches
 	$(CARGO_TARGET_DIR)/release/pillion-bench all
 
 bench-short: guests
 	tests/setup bench
-	cargo build --locked --release -p pillion-host -p pillion-keeper -p pillion-cni -p pillion-benches
+	cargo build --locked --release -p pillion-host -p pillion-keeper -p pillion-cni -p pillion-control -p pillion-benches
 	$(CARGO_TARGET_DIR)/release/pillion-bench all --short

@@ -3,7 +3,7 @@
 //!
 //! | file | holds |
 //! |---|---|
-//! | [`throughput`], [`cold`], [`memory`], [`neighbour`], [`pod`], [`registry`] | one bench each |
+//! | [`throughput`], [`cold`], [`memory`], [`neighbour`], [`pod`], [`registry`], [`control`] | one bench each |
 //! | [`setup`] | what all benches need to know: programs, runs, cores |
 //! | [`child`], [`host`] | processes that are started, and ended whatever happens; `pillion run` among them |
 //! | [`start`] | one start of `pillion run`, split by what it says on the way |
@@ -17,6 +17,7 @@
 mod child;
 mod client;
 mod cold;
+mod control;
 mod crowd;
 mod figures;
 mod host;
@@ -65,6 +66,8 @@ enum Bench {
     Pod(pod::Arguments),
     /// From an artifact's reference to its first answer, by a docker-registry on this machine
     Registry,
+    /// From a change of the catalog to an answer, and what a cluster of thousands of nodes costs control. Needs root
+    Control(control::Arguments),
     /// Everything above, one after the other
     All,
     /// Only makes what `cold` and `memory` need: distinct components, compiled
@@ -105,6 +108,7 @@ fn run(line: CommandLine) -> anyhow::Result<ExitCode> {
         Bench::Neighbour(arguments) => report.add("neighbour", neighbour::run(&setup, arguments)),
         Bench::Pod(arguments) => report.add("pod", pod::run(&setup, arguments)),
         Bench::Registry => report.add("registry", registry::run(&setup)),
+        Bench::Control(arguments) => report.add("control", control::run(&setup, arguments)),
         Bench::All => {
             report.add("throughput", throughput::run(&setup, &throughput::Arguments::default()));
             report.add("cold", cold::run(&setup, &cold::Arguments::default()));
@@ -112,6 +116,7 @@ fn run(line: CommandLine) -> anyhow::Result<ExitCode> {
             report.add("neighbour", neighbour::run(&setup, &neighbour::Arguments::default()));
             report.add("pod", pod::run(&setup, &pod::Arguments::default()));
             report.add("registry", registry::run(&setup));
+            report.add("control", control::run(&setup, &control::Arguments::usual()));
         }
         Bench::Prime(arguments) => {
             prime::prepare(&setup, arguments.components(&setup))?;

@@ -84,19 +84,37 @@ pub fn name(number: usize) -> String {
     format!("c{number:05}")
 }
 
-fn write_components(setup: &Setup, directory: &Path, files: &[PathBuf]) -> anyhow::Result<()> {
+/// So many components, of which each answers something else.
+///
+/// # Errors
+///
+/// A guest that is not what it was.
+pub fn distinct(setup: &Setup, count: usize) -> anyhow::Result<impl Iterator<Item = Vec<u8>> + use<>> {
+    let (guest, at) = guest(setup)?;
+    let patched = move |number| {
+        let mut component = guest.clone();
+        if let Some(place) = component.get_mut(at..at + ANSWER.len()) {
+            place.copy_from_slice(&answer(number));
+        }
+        component
+    };
+    Ok((0..count).map(patched))
+}
+
+/// The guest, and where its answer is.
+fn guest(setup: &Setup) -> anyhow::Result<(Vec<u8>, usize)> {
     let path = setup.guest(GUEST)?;
     let guest = fs::read(&path).with_context(|| path.display().to_string())?;
     let mut places = guest.windows(ANSWER.len()).enumerate().filter(|(_, bytes)| *bytes == ANSWER).map(|(at, _)| at);
     let (Some(at), None) = (places.next(), places.next()) else {
         bail!("{}: its answer {:?} is not in it exactly once", path.display(), String::from_utf8_lossy(ANSWER));
     };
+    Ok((guest, at))
+}
+
+fn write_components(setup: &Setup, directory: &Path, files: &[PathBuf]) -> anyhow::Result<()> {
     fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
-    let mut component = guest;
-    for (number, file) in files.iter().enumerate() {
-        if let Some(place) = component.get_mut(at..at + ANSWER.len()) {
-            place.copy_from_slice(&answer(number));
-        }
+    for (component, file) in distinct(setup, files.len())?.zip(files) {
         if fs::read(file).is_ok_and(|there| there == component) {
             continue;
         }

@@ -30,3 +30,20 @@ pub mod settings;
 pub mod status;
 pub mod uninstall;
 pub mod watch;
+
+use std::time::Duration;
+
+use anyhow::Context;
+
+/// A client of the API server that the environment names: a kubeconfig, or the cluster that this runs in. A watch says something at least once a
+/// minute, so that silence means that nobody is there any more.
+///
+/// # Errors
+///
+/// There is no such thing.
+pub async fn client() -> anyhow::Result<kube::Client> {
+    let mut config = kube::Config::infer().await.context("the API server cannot be found")?;
+    config.connect_timeout = Some(Duration::from_secs(5));
+    config.read_timeout = Some(Duration::from_secs(75));
+    Ok(kube::Client::try_from(config)?)
+}

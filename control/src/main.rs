@@ -9,7 +9,7 @@ use axum_server::Handle;
 use clap::Parser;
 use kube::Client;
 use pillion_control::{
-    authority::Authority, control::Control, events, leader, resource, serve, settings::Settings, status,
+    authority::Authority, client, control::Control, events, leader, resource, serve, settings::Settings, status,
     uninstall::Uninstall, watch,
 };
 use tokio::{
@@ -68,15 +68,7 @@ fn crds() -> anyhow::Result<()> {
 
 #[tokio::main]
 async fn take_off(uninstall: &Uninstall) -> anyhow::Result<()> {
-    uninstall.run(client().await?).await
-}
-
-/// A client of the API server. A watch says something at least once a minute, so that silence means that nobody is there any more.
-async fn client() -> anyhow::Result<Client> {
-    let mut config = kube::Config::infer().await.context("the API server cannot be found")?;
-    config.connect_timeout = Some(Duration::from_secs(5));
-    config.read_timeout = Some(Duration::from_secs(75));
-    Ok(Client::try_from(config)?)
+    uninstall.run(client().await?, |step| tracing::info!("{step}")).await
 }
 
 #[tokio::main]

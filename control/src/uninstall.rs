@@ -1,26 +1,32 @@
-//! `pillion-control uninstall`: takes the agent off every node, before its DaemonSet is deleted.
+//! Takes the agent off every node, before its DaemonSet is deleted; and the resources' definitions out of the cluster, where that is asked for.
 //!
 //! Only on a node can its CNI configuration be changed, so the DaemonSet itself does it: its pods become such that take the plugin off, remove
 //! the agent's folders, and then wait to be deleted.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, DaemonSetStatus},
     core::v1::{Container, PodSpec},
 };
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::{
-    Api, Client,
-    api::{Patch, PatchParams},
+    Api, Client, CustomResourceExt,
+    api::{DeleteParams, ListParams, Patch, PatchParams},
+    core::PartialObjectMeta,
 };
+use serde::Serialize;
 use serde_json::{Value, json};
+
+use crate::resource::{ClusterComponent, Component};
 
 /// How often it is looked how far nodes are.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// The settings of `pillion-control uninstall`.
+/// How the agent is taken off.
 #[derive(clap::Args, Clone, Debug)]
+#[group(id = "taking-off", multiple = true)]
 pub struct Uninstall {
     /// The namespace of the agent
     #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE", default_value = "pillion-system")]
@@ -28,19 +34,98 @@ pub struct Uninstall {
     /// The DaemonSet of the agent
     #[arg(long, value_name = "NAME", default_value = "pillion-agent")]
     agent_daemonset: String,
+    /// Also deletes the definitions of Component and ClusterComponent, and with them every component of the cluster
+    #[arg(long)]
+    crds: bool,
+}
+
+/// What was done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename_all = "camelCase")]
+pub enum Step {
+    /// There is no agent.
+    NoAgent {
+        /// Where none is.
+        namespace: String,
+        /// What it would be called.
+        daemonset: String,
+    },
+    /// Nodes that the agent was taken off.
+    Nodes {
+        /// So many.
+        done: i32,
+        /// Of so many.
+        nodes: i32,
+    },
+    /// A definition was deleted.
+    Deleted {
+        /// Its name.
+        definition: String,
+        /// So many components went with it.
+        components: usize,
+    },
+    /// A definition stays.
+    Kept {
+        /// Its name.
+        definition: String,
+    },
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoAgent { namespace, daemonset } => {
+                write!(
+                    f,
+                    "there is no DaemonSet {daemonset:?} in the namespace {namespace:?}: no node has an agent of it"
+                )
+            }
+            Self::Nodes { done, nodes } => write!(f, "taken off {done} of {nodes} nodes"),
+            Self::Deleted { definition, components } => {
+                write!(f, "deleted the definition {definition}, and {components} of them with it")
+            }
+            Self::Kept { definition } => {
+                write!(f, "the definition {definition} stays, with all of them; --crds deletes both")
+            }
+        }
+    }
 }
 
 impl Uninstall {
-    /// Takes the agent off every node, and waits until that is done.
+    /// Takes the agent off every node, waits until that is done, and deletes the definitions, if that is wanted. Says each step.
     ///
     /// # Errors
     ///
     /// The API server refuses, or the DaemonSet is not the agent's.
-    pub async fn run(&self, client: Client) -> Result<()> {
+    pub async fn run(&self, client: Client, mut say: impl FnMut(Step)) -> Result<()> {
+        self.take_off(client.clone(), &mut say).await?;
+        self.define_no_more::<Component>(&client, &mut say).await?;
+        self.define_no_more::<ClusterComponent>(&client, &mut say).await
+    }
+
+    async fn define_no_more<K: CustomResourceExt>(&self, client: &Client, say: &mut impl FnMut(Step)) -> Result<()> {
+        let definition = K::crd_name().to_owned();
+        if !self.crds {
+            say(Step::Kept { definition });
+            return Ok(());
+        }
+        let definitions = Api::<CustomResourceDefinition>::all(client.clone());
+        if definitions.get_opt(&definition).await?.is_none() {
+            return Ok(());
+        }
+        let resources =
+            Api::<PartialObjectMeta<kube::core::DynamicObject>>::all_with(client.clone(), &K::api_resource());
+        let components = resources.list_metadata(&ListParams::default()).await?.items.len();
+        definitions.delete(&definition, &DeleteParams::default()).await?;
+        say(Step::Deleted { definition, components });
+        Ok(())
+    }
+
+    async fn take_off(&self, client: Client, say: &mut impl FnMut(Step)) -> Result<()> {
         let name = &self.agent_daemonset;
         let api = Api::<DaemonSet>::namespaced(client, &self.namespace);
         let Some(agent) = api.get_opt(name).await? else {
-            tracing::info!(namespace = self.namespace, name, "there is no such DaemonSet: nothing is to be done");
+            say(Step::NoAgent { namespace: self.namespace.clone(), daemonset: name.clone() });
             return Ok(());
         };
         let pod = agent.spec.and_then(|spec| spec.template.spec).context("the DaemonSet has no pods")?;
@@ -50,7 +135,7 @@ impl Uninstall {
         loop {
             let far = progress(agent.metadata.generation, agent.status.as_ref());
             if said != Some(far) {
-                tracing::info!(done = far.done, nodes = far.nodes, "nodes that the agent was taken off");
+                say(Step::Nodes { done: far.done, nodes: far.nodes });
                 said = Some(far);
             }
             if far.complete {

@@ -275,6 +275,11 @@ fn text(value: &Value, pointer: &str) -> Result<String> {
 }
 
 impl Control {
+    /// Its process number.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Its port for nodes.
     pub fn port(&self) -> u16 {
         self.port

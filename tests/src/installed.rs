@@ -85,6 +85,19 @@ impl Installed {
         self.helm(&["uninstall", "pillion", "--wait", "--timeout", "4m"]).map(drop)
     }
 
+    /// Runs `pillion` as somebody does who administers the cluster; gives what it prints.
+    ///
+    /// # Errors
+    ///
+    /// What it says when it fails.
+    pub fn pillion(&self, arguments: &[&str]) -> Result<String> {
+        let mut pillion = program::clean(program::binary()?);
+        let output = pillion.env("KUBECONFIG", self.cluster.api().kubeconfig()).args(arguments).output()?;
+        let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        ensure!(output.status.success(), "pillion {arguments:?}: {stdout}{stderr}");
+        Ok(stdout.into_owned())
+    }
+
     /// The node's folder of what outlives the agent.
     pub fn state_dir(&self) -> PathBuf {
         self.values.with_file_name("state")

@@ -8,6 +8,7 @@ mod output;
 mod pull;
 mod push;
 mod run;
+mod uninstall;
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -41,6 +42,8 @@ enum Command {
     Pull(pull::Pull),
     /// Brings a component into a registry, as a CNCF Wasm artifact
     Push(push::Push),
+    /// Takes the agent off every node of a cluster
+    Uninstall(uninstall::Uninstall),
     #[command(hide = true)]
     Worker,
     #[command(hide = true)]
@@ -123,6 +126,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(inspect) => inspect.run(),
         Command::Pull(pull) => pull.run(),
         Command::Push(push) => push.run(),
+        Command::Uninstall(uninstall) => uninstall.run(),
         Command::Worker => crate::worker::main().map(|()| ExitCode::SUCCESS),
         Command::Puller { parent } => crate::registry::puller::main(parent).map(|()| ExitCode::SUCCESS),
         Command::Follower { parent } => crate::follower::main(parent).map(|()| ExitCode::SUCCESS),
