@@ -10,6 +10,7 @@
 //! | [`serve`] | the streams of nodes, and who may have one |
 //! | [`authority`] | the certificate that nodes know control by |
 //! | [`leader`] | which replica serves |
+//! | [`check`] | what a cluster lacks, for people |
 //! | [`uninstall`] | takes the agent off every node |
 //! | [`status`], [`events`] | what people see: conditions of components, Events of pods |
 //!
@@ -20,6 +21,7 @@
 
 pub mod authority;
 pub mod catalog;
+pub mod check;
 pub mod control;
 pub mod events;
 pub mod leader;

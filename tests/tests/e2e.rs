@@ -96,6 +96,12 @@ async fn steps(world: &Installed) -> Result<()> {
     step("a sidecar that a pod may not have is refused, and its owner told", refused(world)).await?;
     step("an agent whose processes are all killed is there again", killed(world)).await?;
     step("a primary CNI that rewrites its configuration does not take the plugin out", rewritten(world)).await?;
+    step("pillion check finds nothing wrong", async {
+        let said = world.pillion(&["check"])?;
+        ensure!(said.contains("the agent: ready on 1 of 1 nodes") && !said.contains("unknown"), "{said}");
+        Ok(())
+    })
+    .await?;
     step("after helm uninstall nothing is left", uninstalled(world)).await
 }
 

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod check;
 mod compile;
 mod host;
 mod inspect;
@@ -42,6 +43,8 @@ enum Command {
     Pull(pull::Pull),
     /// Brings a component into a registry, as a CNCF Wasm artifact
     Push(push::Push),
+    /// Looks at a cluster, and says what keeps its pods from having their sidecars
+    Check(check::Check),
     /// Takes the agent off every node of a cluster
     Uninstall(uninstall::Uninstall),
     #[command(hide = true)]
@@ -126,6 +129,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(inspect) => inspect.run(),
         Command::Pull(pull) => pull.run(),
         Command::Push(push) => push.run(),
+        Command::Check(check) => check.run(),
         Command::Uninstall(uninstall) => uninstall.run(),
         Command::Worker => crate::worker::main().map(|()| ExitCode::SUCCESS),
         Command::Puller { parent } => crate::registry::puller::main(parent).map(|()| ExitCode::SUCCESS),

@@ -1,0 +1,141 @@
+//! What there is of us in a cluster. What may not be looked at is said so, and keeps nobody from the rest.
+
+use k8s_openapi::{
+    api::{
+        apps::v1::{DaemonSet, Deployment},
+        coordination::v1::Lease,
+        core::v1::{Node, Pod},
+        node::v1::RuntimeClass,
+    },
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+    apimachinery::pkg::version::Info,
+    jiff::Timestamp,
+};
+use kube::{Api, Client, CustomResourceExt, ResourceExt, api::ListParams};
+use pillion_protocol::annotation::SIDECARS;
+
+use crate::{
+    leader::LEASE,
+    resource::{ClusterComponent, Component},
+};
+
+/// Objects that one answer has.
+const PAGE: u32 = 500;
+
+/// Something that was looked at, or why it could not be.
+pub type Looked<T> = Result<T, String>;
+
+/// Where the release is.
+#[derive(clap::Args, Clone, Debug)]
+#[group(id = "place", multiple = true)]
+pub struct Place {
+    /// The namespace of control and the agent
+    #[arg(long, value_name = "NAMESPACE", env = "POD_NAMESPACE", default_value = "pillion-system")]
+    pub namespace: String,
+    /// The DaemonSet of the agent
+    #[arg(long, value_name = "NAME", default_value = "pillion-agent")]
+    pub agent_daemonset: String,
+    /// The Deployment of control
+    #[arg(long, value_name = "NAME", default_value = "pillion-control")]
+    pub control_deployment: String,
+}
+
+/// What there is in a cluster.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    /// Where it was looked for.
+    pub place: Place,
+    /// When.
+    pub now: Timestamp,
+    /// The API server's version.
+    pub version: Info,
+    /// The definitions of our resources that are there.
+    pub definitions: Looked<Vec<String>>,
+    /// Control.
+    pub control: Looked<Option<Deployment>>,
+    /// Which replica serves.
+    pub lease: Looked<Option<Lease>>,
+    /// The agent.
+    pub agent: Looked<Option<DaemonSet>>,
+    /// The agent's pods.
+    pub agents: Looked<Vec<Pod>>,
+    /// All nodes.
+    pub nodes: Looked<Vec<Node>>,
+    /// How pods may be run.
+    pub runtime_classes: Looked<Vec<RuntimeClass>>,
+    /// Pods with the annotation that have not ended.
+    pub pods: Looked<Vec<Pod>>,
+    /// Components of namespaces.
+    pub components: Looked<Vec<Component>>,
+    /// Components of the cluster.
+    pub cluster_components: Looked<Vec<ClusterComponent>>,
+}
+
+impl Cluster {
+    /// Looks at everything.
+    ///
+    /// # Errors
+    ///
+    /// The API server cannot be reached at all.
+    pub async fn look(client: &Client, place: Place) -> kube::Result<Self> {
+        let version = client.apiserver_version().await?;
+        let namespace = &place.namespace;
+        let agent: Looked<Option<DaemonSet>> =
+            one(&Api::namespaced(client.clone(), namespace), &place.agent_daemonset).await;
+        let selector = agent.as_ref().ok().and_then(|agent| labels(agent.as_ref()?)).unwrap_or_default();
+        let in_namespace = Api::<Pod>::namespaced(client.clone(), namespace);
+        let living = ListParams::default().fields("status.phase!=Succeeded,status.phase!=Failed");
+        let definitions = Api::<CustomResourceDefinition>::all(client.clone());
+        let mut there = Ok(Vec::new());
+        for name in [Component::crd_name(), ClusterComponent::crd_name()] {
+            match (one(&definitions, name).await, &mut there) {
+                (Ok(found), Ok(there)) => there.extend(found.map(|found| found.name_any())),
+                (Err(error), there) => *there = Err(error),
+                _ => {}
+            }
+        }
+        Ok(Self {
+            now: Timestamp::now(),
+            version,
+            definitions: there,
+            control: one(&Api::namespaced(client.clone(), namespace), &place.control_deployment).await,
+            lease: one(&Api::namespaced(client.clone(), namespace), LEASE).await,
+            agents: all(&in_namespace, ListParams::default().labels(&selector), |_| true).await,
+            agent,
+            nodes: all(&Api::all(client.clone()), ListParams::default(), |_| true).await,
+            runtime_classes: all(&Api::all(client.clone()), ListParams::default(), |_| true).await,
+            pods: all(&Api::all(client.clone()), living, |pod: &Pod| pod.annotations().contains_key(SIDECARS)).await,
+            components: all(&Api::all(client.clone()), ListParams::default(), |_| true).await,
+            cluster_components: all(&Api::all(client.clone()), ListParams::default(), |_| true).await,
+            place,
+        })
+    }
+}
+
+/// By what a DaemonSet knows its pods.
+fn labels(agent: &DaemonSet) -> Option<String> {
+    let labels = agent.spec.as_ref()?.selector.match_labels.as_ref()?;
+    Some(labels.iter().map(|(key, value)| format!("{key}={value}")).collect::<Vec<_>>().join(","))
+}
+
+async fn one<K>(api: &Api<K>, name: &str) -> Looked<Option<K>>
+where
+    K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+{
+    api.get_opt(name).await.map_err(|error| error.to_string())
+}
+
+async fn all<K>(api: &Api<K>, how: ListParams, is_one: impl Fn(&K) -> bool) -> Looked<Vec<K>>
+where
+    K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+{
+    let (mut found, mut how) = (Vec::new(), how.limit(PAGE));
+    loop {
+        let page = api.list(&how).await.map_err(|error| error.to_string())?;
+        found.extend(page.items.into_iter().filter(&is_one));
+        match page.metadata.continue_ {
+            Some(next) if !next.is_empty() => how = how.continue_token(&next),
+            _ => return Ok(found),
+        }
+    }
+}

@@ -1,0 +1,136 @@
+use serde_json::{Value, json};
+
+use super::*;
+use crate::check::Place;
+
+fn read<T: serde::de::DeserializeOwned>(text: Value) -> T {
+    serde_json::from_value(text).unwrap()
+}
+
+/// One where nothing is wrong.
+fn well() -> Cluster {
+    let now: k8s_openapi::jiff::Timestamp = "2026-01-01T00:00:10Z".parse().unwrap();
+    let node = json!({"metadata": {"name": "a"}, "status": {"nodeInfo": {
+        "kernelVersion": "6.8.0-31-generic", "containerRuntimeVersion": "containerd://1.7.2", "operatingSystem": "linux",
+        "architecture": "amd64", "bootID": "", "kubeProxyVersion": "", "kubeletVersion": "", "machineID": "", "osImage": "", "systemUUID": "",
+    }}});
+    let agent = json!({"metadata": {"name": "pillion-agent-a"}, "spec": {"nodeName": "a", "containers": []}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+    let status = json!({
+        "currentNumberScheduled": 1, "desiredNumberScheduled": 1, "numberMisscheduled": 0, "numberReady": 1, "updatedNumberScheduled": 1,
+    });
+    let template = json!({"metadata": {}, "spec": {"containers": []}});
+    Cluster {
+        place: Place {
+            namespace: "pillion-system".into(),
+            agent_daemonset: "pillion-agent".into(),
+            control_deployment: "pillion-control".into(),
+        },
+        now,
+        version: read(json!({
+            "buildDate": "", "compiler": "", "gitCommit": "", "gitTreeState": "", "gitVersion": "v1.34.4", "goVersion": "", "major": "1",
+            "minor": "34", "platform": "",
+        })),
+        definitions: Ok(vec!["components.pillion.dev".into(), "clustercomponents.pillion.dev".into()]),
+        control: Ok(Some(read(
+            json!({"metadata": {}, "spec": {"replicas": 2, "selector": {}, "template": template}, "status": {"readyReplicas": 2}}),
+        ))),
+        lease: Ok(Some(read(
+            json!({"metadata": {}, "spec": {"holderIdentity": "control-0", "renewTime": "2026-01-01T00:00:08.000000Z"}}),
+        ))),
+        agent: Ok(Some(read(
+            json!({"metadata": {}, "spec": {"selector": {}, "template": template}, "status": status}),
+        ))),
+        agents: Ok(vec![read(agent)]),
+        nodes: Ok(vec![read(node)]),
+        runtime_classes: Ok(vec![read(json!({"metadata": {"name": "sandboxed"}, "handler": "runsc"}))]),
+        pods: Ok(vec![pod("clock=8081", json!({}))]),
+        components: Ok(vec![]),
+        cluster_components: Ok(vec![component("Ready", "True", "Ready", "1 nodes serve it")]),
+    }
+}
+
+fn pod(sidecars: &str, more: Value) -> Pod {
+    let mut spec = json!({"containers": []});
+    spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let metadata = json!({"name": "cart", "namespace": "shop", "annotations": {"pillion.dev/sidecars": sidecars}});
+    read(json!({"metadata": metadata, "spec": spec}))
+}
+
+fn component(kind: &str, status: &str, reason: &str, message: &str) -> crate::resource::ClusterComponent {
+    let condition =
+        json!({"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": ""});
+    read(json!({
+        "apiVersion": "pillion.dev/v1alpha1", "kind": "ClusterComponent", "metadata": {"name": "clock"},
+        "spec": {"image": "r.example/clock:1"}, "status": {"conditions": [condition]},
+    }))
+}
+
+#[test]
+fn where_nothing_is_wrong_nothing_is_said_to_be() {
+    let findings = well().findings();
+    assert!(findings.iter().all(|finding| finding.level == Level::Ok && finding.advice.is_none()), "{findings:#?}");
+}
+
+#[test]
+fn what_is_wrong_is_named_with_what_to_do() {
+    type Change = fn(&mut Cluster);
+    let node = |cluster: &mut Cluster, kernel: &str, runtime: &str| {
+        for node in cluster.nodes.iter_mut().flatten() {
+            let info = node.status.as_mut().unwrap().node_info.as_mut().unwrap();
+            (info.kernel_version, info.container_runtime_version) = (kernel.into(), runtime.into());
+        }
+    };
+    let table: [(Change, Level, &str); 16] = [
+        (|of| of.version.git_version = "v1.29.0".into(), Level::Problem, "v1.29.0"),
+        (|of| of.definitions = Ok(vec![]), Level::Problem, "0 of 2"),
+        (|of| of.control = Ok(None), Level::Problem, "there is no Deployment \"pillion-control\""),
+        (|of| of.control = Err("forbidden".into()), Level::Unknown, "forbidden"),
+        (|of| of.lease = Ok(None), Level::Problem, "there is none"),
+        (|of| of.now = "2026-01-01T00:10:00Z".parse().unwrap(), Level::Problem, "has not renewed its Lease for 592 s"),
+        (|of| of.agent = Ok(None), Level::Problem, "there is no DaemonSet \"pillion-agent\""),
+        (|of| of.agents = Ok(vec![]), Level::Warning, "nodes without a ready agent: a"),
+        (|of| of.pods = Ok(vec![pod("clock", json!({}))]), Level::Problem, "\"clock\""),
+        (|of| of.pods = Ok(vec![pod("clock=8081", json!({"hostNetwork": true}))]), Level::Problem, "hostNetwork"),
+        (
+            |of| of.pods = Ok(vec![pod("clock=8081", json!({"runtimeClassName": "sandboxed"}))]),
+            Level::Problem,
+            "\"sandboxed\"",
+        ),
+        (
+            |of| of.pods = Ok(vec![pod("clock=8081", json!({"runtimeClassName": "kata-qemu"}))]),
+            Level::Problem,
+            "\"kata-qemu\"",
+        ),
+        (|of| of.pods = Ok(vec![pod("other=8081", json!({}))]), Level::Problem, "it names what is not there: other"),
+        (
+            |of| of.cluster_components = Ok(vec![component("Ready", "False", "Failed", "a: no such image")]),
+            Level::Problem,
+            "Failed: a: no such image",
+        ),
+        (
+            |of| of.cluster_components = Ok(vec![component("Ready", "False", "Preparing", "0 of 1")]),
+            Level::Warning,
+            "Preparing",
+        ),
+        (|of| of.cluster_components = Ok(vec![component("Ready", "Unknown", "NotBound", "")]), Level::Ok, ""),
+    ];
+    for (change, level, expected) in table {
+        let mut cluster = well();
+        change(&mut cluster);
+        let findings = cluster.findings();
+        let worst = findings.iter().max_by_key(|finding| finding.level).unwrap();
+        assert!(worst.level == level && worst.to_string().contains(expected), "{expected}: {findings:#?}");
+    }
+    for (kernel, runtime, level) in [
+        ("5.10.0-28-amd64", "containerd://1.7.2", Level::Problem),
+        ("5.15.0-91-generic", "containerd://1.7.2", Level::Warning),
+        ("6.8.0", "docker://24.0.7", Level::Warning),
+        ("6.8.0", "cri-o://1.28.4", Level::Warning),
+        ("6.8.0", "cri-o://1.31.0", Level::Ok),
+    ] {
+        let mut cluster = well();
+        node(&mut cluster, kernel, runtime);
+        let worst = cluster.findings().into_iter().map(|finding| finding.level).max();
+        assert_eq!(worst, Some(level), "{kernel} {runtime}");
+    }
+}
