@@ -130,6 +130,18 @@ impl Control {
         self.unsettle([ComponentId::from(id.name.clone()), id]);
     }
 
+    /// What runs the pods of a runtime class.
+    pub fn set_runtime_class(&self, class: &str, handler: String) {
+        let mut pods = BTreeSet::new();
+        self.change(|catalog| {
+            pods = catalog.set_runtime_class(class, handler);
+            pods.iter().filter_map(|uid| Some(NodeName::clone(&catalog.pod(uid)?.node))).collect()
+        });
+        let named: Vec<_> = pods.iter().filter_map(|uid| self.catalog().pod(uid).map(names)).flatten().collect();
+        self.unsettle(named);
+        self.look_at(pods);
+    }
+
     /// A pod is new or has changed.
     pub fn set_pod(&self, uid: &str, pod: ListedPod) {
         let before = self.catalog().pod(uid).map(names).unwrap_or_default();

@@ -45,15 +45,10 @@ impl Catalog {
     /// What is wrong with a pod's sidecars.
     pub fn problems(&self, pod: &ListedPod) -> Problems {
         let of_all = |reason, message| Problems::from([(None, Problem { reason, message })]);
-        match &pod.sidecars {
-            Err(error) => of_all("SidecarsInvalid", format!("annotation {SIDECARS}: {error}")),
-            Ok(_) if pod.host_network => of_all(
-                "SidecarsImpossible",
-                format!(
-                    "annotation {SIDECARS}: the pod has the node's network (hostNetwork), where ports of pods would be in each other's way"
-                ),
-            ),
-            Ok(_) => {
+        match (&pod.sidecars, self.unreachable(pod)) {
+            (Err(error), _) => of_all("SidecarsInvalid", format!("annotation {SIDECARS}: {error}")),
+            (Ok(_), Some(why)) => of_all("SidecarsImpossible", format!("annotation {SIDECARS}: {why}")),
+            (Ok(_), None) => {
                 let refused = |(name, refusal): (pillion_protocol::name::Name, pillion_protocol::stream::Refusal)| {
                     let reason = match refusal.reason {
                         RefusalReason::Unknown => "SidecarUnknown",

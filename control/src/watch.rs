@@ -10,7 +10,7 @@ use std::{
 };
 
 use futures::{Stream, StreamExt, TryStreamExt};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::{core::v1::Pod, node::v1::RuntimeClass};
 use kube::{
     Api, Client, Resource, ResourceExt,
     core::PartialObjectMeta,
@@ -66,8 +66,19 @@ pub async fn follow(client: Client, control: Arc<Control>) {
             || control.list_is_complete(|listed| listed.cluster_components = true),
         ),
         references.follow(),
+        follow_runtime_classes(Api::all(client.clone()), &control),
         follow_pods(client, Arc::clone(&control)),
     );
+}
+
+/// Runtime classes of which it matters what they are. One that is deleted keeps its pods as they are.
+async fn follow_runtime_classes(api: Api<RuntimeClass>, control: &Control) {
+    let mut events = std::pin::pin!(events(api, config()));
+    while let Some(event) = events.next().await {
+        if let Event::InitApply(class) | Event::Apply(class) = event {
+            control.set_runtime_class(&class.name_any(), class.handler);
+        }
+    }
 }
 
 /// How things are watched.
@@ -158,10 +169,12 @@ fn seen(pod: &PartialObjectMeta<Pod>) -> Option<Seen> {
 }
 
 /// What the whole pod says of it.
+#[derive(Default)]
 struct Whole {
     node: Option<String>,
     service_account: String,
     host_network: bool,
+    runtime_class: Option<String>,
 }
 
 impl From<&ListedPod> for Whole {
@@ -170,6 +183,7 @@ impl From<&ListedPod> for Whole {
             node: Some(pod.node.to_string()),
             service_account: pod.service_account.clone(),
             host_network: pod.host_network,
+            runtime_class: pod.runtime_class.clone(),
         }
     }
 }
@@ -284,7 +298,7 @@ impl Pods {
             let whole = match answer.and_then(|answer| answer.map_err(|error| error.to_string())) {
                 Ok(Some(pod)) if pod.uid().as_deref() == Some(&uid) => Some(whole(&pod)),
                 // It is no more, as the watch will say.
-                Ok(_) => Some(Whole { node: None, service_account: String::new(), host_network: false }),
+                Ok(_) => Some(Whole::default()),
                 Err(error) => {
                     tracing::warn!(namespace, pod = name, %error, "a pod cannot be read; it is tried again");
                     None
@@ -313,9 +327,10 @@ impl Pods {
         let (Some(node), Ok(runtime_uid)) = (whole.node, seen.runtime_uid.parse()) else { return };
         let Seen { namespace, name, annotation, is_mirror, .. } = seen;
         let pod = pillion_protocol::pod::Pod { uid: runtime_uid, namespace, name };
-        let Whole { service_account, host_network, .. } = whole;
+        let Whole { service_account, host_network, runtime_class, .. } = whole;
         let (node, sidecars) = (node.into(), annotation.parse());
-        self.control.set_pod(uid, ListedPod { pod, node, service_account, is_mirror, host_network, sidecars });
+        self.control
+            .set_pod(uid, ListedPod { pod, node, service_account, is_mirror, host_network, runtime_class, sidecars });
     }
 }
 
@@ -327,5 +342,6 @@ fn whole(pod: &Pod) -> Whole {
         service_account: text(spec.and_then(|spec| spec.service_account_name.as_ref()))
             .unwrap_or_else(|| "default".into()),
         host_network: spec.and_then(|spec| spec.host_network).unwrap_or_default(),
+        runtime_class: text(spec.and_then(|spec| spec.runtime_class_name.as_ref())),
     }
 }

@@ -134,3 +134,19 @@ async fn a_flood_of_components_leaves_the_others_served_and_is_told_of() -> Resu
     pillion_tests::eventually("their conditions", FLOOD, told).await?;
     world.answers(&neighbour, 8081, "/", "hello\n").await
 }
+
+#[tokio::test]
+async fn a_pod_whose_runtime_has_a_network_of_its_own_is_told_that_it_gets_nothing() -> Result<()> {
+    let world = World::start().await?;
+    let neighbour = neighbour(&world).await?;
+    let class = json!({"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "sandboxed"}, "handler": "runsc"});
+    world.plane.api.apply(&class.to_string())?;
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "cart", "namespace": "shop", "annotations": {"pillion.dev/sidecars": "hello=8081"}},
+        "spec": {"nodeName": "a", "runtimeClassName": "sandboxed", "containers": [{"name": "c", "image": "r.example/c:1"}]},
+    });
+    world.plane.api.create(&pod.to_string())?;
+    world.has_event("cart", "SidecarsImpossible", r#"the runtime class "sandboxed" (handler "runsc")"#).await?;
+    world.answers(&neighbour, 8081, "/", "hello\n").await
+}

@@ -3,6 +3,7 @@
 //! A change says which nodes it may matter to; nobody else's view is looked at. What a node is told is the difference between its
 //! view and what it has, whether that is a change, a first snapshot, or what it missed.
 
+mod network;
 mod view;
 
 use std::{
@@ -19,7 +20,10 @@ use pillion_protocol::{
 };
 use sha2::{Digest, Sha256};
 
-pub use self::view::{View, difference};
+pub use self::{
+    network::isolates,
+    view::{View, difference},
+};
 use crate::resource::{Access, Rejection};
 
 /// A node's name.
@@ -39,6 +43,8 @@ pub struct Catalog {
     by_name: HashMap<Name, BTreeSet<ApiUid>>,
     /// Pods that were seen to end, or to lose the annotation, by node. Only of these a node is told so.
     ended: HashMap<NodeName, VecDeque<PodUid>>,
+    /// Handlers of runtime classes.
+    runtime_classes: HashMap<String, String>,
 }
 
 /// So many of a node's pods that have ended are remembered: a node that comes back later learns it from their namespaces.
@@ -68,6 +74,8 @@ pub struct ListedPod {
     pub is_mirror: bool,
     /// It has the node's network.
     pub host_network: bool,
+    /// What runs it, if that is not what usually does.
+    pub runtime_class: Option<String>,
     /// What its annotation says, or what is wrong with it.
     pub sidecars: Result<Sidecars, AnnotationError>,
 }
@@ -212,7 +220,7 @@ impl Catalog {
     pub fn nodes_of(&self, id: &ComponentId) -> BTreeMap<NodeName, BTreeSet<ComponentId>> {
         let mut nodes: BTreeMap<NodeName, BTreeSet<ComponentId>> = BTreeMap::new();
         let named = self.by_name.get(&id.name).into_iter().flatten().filter_map(|uid| self.pods.get(uid));
-        for pod in named.filter(|pod| !pod.host_network) {
+        for pod in named.filter(|pod| self.unreachable(pod).is_none()) {
             let Some((resolved, published)) = self.resolve(pod, &id.name) else { continue };
             let Some(seen) = pod.seen_as(&id.name) else { continue };
             if resolved == *id && is_allowed(published, pod) {

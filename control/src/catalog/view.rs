@@ -26,7 +26,7 @@ impl Catalog {
         let mut view = View { resources: BTreeMap::new(), ended: self.ended(node).cloned().collect() };
         for pod in self.by_node.get(node).into_iter().flatten().filter_map(|uid| self.pods.get(uid)) {
             // What is wrong with the others, people are told by events; a node can do nothing for them.
-            if let (Ok(sidecars), false) = (&pod.sidecars, pod.host_network) {
+            if let (Ok(sidecars), None) = (&pod.sidecars, self.unreachable(pod)) {
                 self.add_pod(&mut view, pod, sidecars);
             }
         }

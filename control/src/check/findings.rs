@@ -23,9 +23,6 @@ const RUNTIMES: [(&str, (u32, u32)); 2] = [("containerd", (1, 5)), ("cri-o", (1,
 /// A Lease that was not renewed for so long is nobody's, in seconds. It is renewed every two; clocks differ.
 const LEASE: i64 = 60;
 
-/// Handlers that run a pod in a network of their own, where nothing of the node's reaches it.
-const ISOLATING: [&str; 3] = ["runsc", "gvisor", "kata"];
-
 /// So many of a kind are named.
 const NAMED: usize = 10;
 
@@ -294,7 +291,7 @@ fn of_pod(cluster: &Cluster, pod: &Pod) -> Option<Finding> {
 fn isolates(cluster: &Cluster, class: &str) -> bool {
     let classes = cluster.runtime_classes.as_ref().ok().into_iter().flatten();
     let handler = classes.filter(|of| of.name_any() == class).map(|of| of.handler.as_str()).next().unwrap_or(class);
-    ISOLATING.iter().any(|isolating| handler.contains(isolating))
+    crate::catalog::isolates(handler)
 }
 
 fn components(cluster: &Cluster) -> Vec<Finding> {
