@@ -71,6 +71,30 @@ async fn an_annotation_that_changes_and_a_pod_that_ends_are_followed() -> Result
     world.closes(&cart, 8082).await
 }
 
+#[tokio::test]
+async fn a_control_that_finds_many_pods_serves_them_all() -> Result<()> {
+    let mut world = World::start().await?;
+    world.publish("hello", "hello:1", json!({}))?;
+    let cart = world.pod("shop", "cart", "hello=8081")?;
+    world.answers(&cart, 8081, "/", "hello\n").await?;
+    // So many that they are listed, and not asked for one by one.
+    let pod = |number: usize| {
+        let annotations = json!({"pillion.dev/sidecars": "hello=8081, late=8082"});
+        let metadata = json!({"name": format!("many-{number}"), "namespace": "shop", "annotations": annotations});
+        let spec = json!({"nodeName": "a", "containers": [{"name": "c", "image": "r.example/c:1"}]});
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+    };
+    let pods: Vec<_> = (0..60).map(pod).collect();
+    world.plane.api.apply(&json!({"apiVersion": "v1", "kind": "List", "items": pods}).to_string())?;
+    world.control.kill()?;
+    world.control = world.plane.leader("control-1").await?;
+    world.follow_control()?;
+    world.has_event("many-0", "SidecarUnknown", "\"late\"").await?;
+    world.has_event("many-59", "SidecarUnknown", "\"late\"").await?;
+    world.publish("hello", "faults:1", json!({"env": [{"name": "NAME", "value": "listed"}]}))?;
+    world.answers(&cart, 8081, "/env?name=NAME", "listed").await
+}
+
 /// A Component of the namespace `shop` with a value from a ConfigMap, which is not there yet.
 fn refer(world: &World, name: &str, map: &str) -> Result<()> {
     let from = json!({"configMapKeyRef": {"name": map, "key": "greeting"}});

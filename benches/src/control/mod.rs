@@ -45,7 +45,7 @@ pub fn run(setup: &Setup, arguments: &Arguments) -> anyhow::Result<Section> {
     runtime.block_on(change::measure(setup, &mut section)).context("a change of the catalog")?;
     let size = scale::Size {
         nodes: arguments.nodes.unwrap_or(setup.either(5_000, 100)),
-        pods: arguments.pods.unwrap_or(setup.either(20_000, 500)),
+        pods: arguments.pods.unwrap_or(setup.either(125_000, 500)),
         annotated: arguments.annotated.unwrap_or(setup.either(20_000, 500)),
     };
     runtime.block_on(scale::measure(&size, &mut section)).context("a large cluster")?;
