@@ -86,12 +86,14 @@ pub struct Listed {
     pub cluster_components: bool,
     /// Pods, and the nodes of those with the annotation.
     pub pods: bool,
+    /// Runtime classes.
+    pub runtime_classes: bool,
 }
 
 impl Listed {
     /// Whether all of them are: before, what is not known is not known to be absent.
     pub fn is_complete(self) -> bool {
-        self.components && self.cluster_components && self.pods
+        self.components && self.cluster_components && self.pods && self.runtime_classes
     }
 }
 

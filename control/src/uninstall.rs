@@ -121,16 +121,34 @@ impl Uninstall {
         Ok(())
     }
 
+    /// Definitions are not deleted under an agent that is elsewhere.
+    async fn ensure_no_other(&self, client: &Client) -> Result<()> {
+        if !self.crds {
+            return Ok(());
+        }
+        let agents = ListParams::default().labels("app.kubernetes.io/name=pillion,app.kubernetes.io/component=agent");
+        let agents = Api::<DaemonSet>::all(client.clone()).list(&agents).await?.items;
+        let elsewhere = agents.iter().filter_map(|agent| agent.metadata.namespace.as_deref()).collect::<Vec<_>>();
+        ensure!(elsewhere.is_empty(), "there is an agent in {elsewhere:?}: say --namespace");
+        Ok(())
+    }
+
     async fn take_off(&self, client: Client, say: &mut impl FnMut(Step)) -> Result<()> {
         let name = &self.agent_daemonset;
-        let api = Api::<DaemonSet>::namespaced(client, &self.namespace);
+        let api = Api::<DaemonSet>::namespaced(client.clone(), &self.namespace);
         let Some(agent) = api.get_opt(name).await? else {
+            self.ensure_no_other(&client).await?;
             say(Step::NoAgent { namespace: self.namespace.clone(), daemonset: name.clone() });
             return Ok(());
         };
         let pod = agent.spec.and_then(|spec| spec.template.spec).context("the DaemonSet has no pods")?;
-        let patch = removal(&pod).with_context(|| format!("the DaemonSet {name:?}"))?;
-        let mut agent = api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        let mut agent = if is_removal(&pod) {
+            // Somebody has begun before.
+            api.get(name).await?
+        } else {
+            let patch = removal(&pod).with_context(|| format!("the DaemonSet {name:?}"))?;
+            api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await?
+        };
         let mut said = None;
         loop {
             let far = progress(agent.metadata.generation, agent.status.as_ref());
@@ -149,6 +167,14 @@ impl Uninstall {
             }
         }
     }
+}
+
+/// Whether pods are such already that take the agent off.
+fn is_removal(pod: &PodSpec) -> bool {
+    let names =
+        |containers: &[Container]| containers.iter().map(|container| container.name.clone()).collect::<Vec<_>>();
+    names(&pod.containers) == ["stay"]
+        && names(pod.init_containers.as_deref().unwrap_or_default()) == ["plugin", "remove"]
 }
 
 /// A change of the DaemonSet: its containers become such that take the agent off their node. They have the image, the mounts and the rights of the
@@ -230,6 +256,8 @@ mod tests {
         assert_eq!(spec["initContainers"][1]["volumeMounts"][0]["name"], "run");
         assert_eq!(spec["containers"].as_array().unwrap().len(), 1);
         assert_eq!(spec["containers"][0]["args"], json!(["--stay"]));
+        assert!(is_removal(&serde_json::from_value(spec.clone()).unwrap()), "nothing is left to be changed");
+        assert!(!is_removal(&agent()));
     }
 
     #[test]

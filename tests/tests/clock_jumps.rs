@@ -28,12 +28,12 @@ async fn a_clock_that_jumps_neither_ends_streams_nor_makes_two_leaders() -> Resu
     publish("right")?;
     let cart = world.pod("shop", "cart", "faults=8081")?;
     world.answers(&cart, 8081, "/env?name=NAME", "right").await?;
-    for jump in ["+1h", "-1h", "+400d", "+0"] {
+    for jump in ["+1h", "-1h"] {
         if let Some(clock) = &ours {
             clock.set(jump)?;
         }
-        // Longer than two leaders would take to show.
-        tokio::time::sleep(std::time::Duration::from_secs(5)).await;
+        // Longer than the other waits for a Lease that is not renewed.
+        tokio::time::sleep(std::time::Duration::from_secs(20)).await;
         publish(jump)?;
         world.answers_in(AGAIN, &cart, 8081, "/env?name=NAME", jump).await?;
         world.plane.until_led_by("control-0").await?;

@@ -96,7 +96,10 @@ async fn steps(world: &Installed) -> Result<()> {
     step("a sidecar that a pod may not have is refused, and its owner told", refused(world)).await?;
     step("an agent whose processes are all killed is there again", killed(world)).await?;
     step("a primary CNI that rewrites its configuration does not take the plugin out", rewritten(world)).await?;
-    step("pillion check finds nothing wrong", async {
+    step("pillion check finds what is wrong, and nothing else", async {
+        let error = world.pillion(&["check"]).err().context("a sidecar that the pod may not have is not found")?;
+        ensure!(format!("{error:#}").contains("it may not have closed"), "{error:#}");
+        annotate(world, "hello=8081")?;
         let said = world.pillion(&["check"])?;
         ensure!(said.contains("the agent: ready on 1 of 1 nodes") && !said.contains("unknown"), "{said}");
         Ok(())

@@ -4,9 +4,9 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 use pillion_tests::{
-    place,
+    eventually, place,
     registry::{Artifact, Registry, docker_config},
-    world::{AGAIN, World},
+    world::{AGAIN, SOON, World},
 };
 use serde_json::{Value, json};
 
@@ -74,6 +74,24 @@ async fn a_secret_is_on_no_disk_and_outlives_the_host_in_memory() -> Result<()> 
 }
 
 #[tokio::test]
+async fn nobody_has_what_control_itself_may_read() -> Result<()> {
+    let world = World::start().await?;
+    let from = json!({"secretKeyRef": {"name": "pillion-control-ca", "key": "ca.key"}});
+    let component = json!({
+        "apiVersion": "pillion.dev/v1alpha1", "kind": "Component", "metadata": {"name": "thief", "namespace": "pillion-system"},
+        "spec": {"image": world.image("faults:1"), "env": [{"name": "NAME", "valueFrom": from}]},
+    });
+    world.plane.api.apply(&component.to_string())?;
+    eventually("a refusal", SOON, async || {
+        let output = r#"jsonpath={.status.conditions[?(@.type=="Accepted")].message}"#;
+        let said = world.plane.api.kubectl(&["get", "component", "thief", "-n", "pillion-system", "-o", output])?;
+        ensure!(said.contains("is of control's own namespace"), "{said}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
 async fn an_image_is_pulled_with_the_pull_secret_of_its_component() -> Result<()> {
     let world = World::start().await?;
     allow(&world)?;
@@ -85,7 +103,10 @@ async fn an_image_is_pulled_with_the_pull_secret_of_its_component() -> Result<()
     world.secret("pull", &config("wrong"))?;
     let image = format!("{}/private:1", private.host());
     world.publish_for_shop("private", &image, json!({"imagePullSecrets": [{"name": "pull"}]}))?;
-    let netns = world.pod("shop", "cart", "private=8082")?;
+    // One that has it wrong, and stays so, must not keep the other from it.
+    world.secret("wrong", &config("wrong"))?;
+    world.publish_for_shop("again", &image, json!({"imagePullSecrets": [{"name": "wrong"}]}))?;
+    let netns = world.pod("shop", "cart", "private=8082, again=8083")?;
     world.has_condition("private", "Ready", "Failed", r#"the credentials of "ann" are refused"#).await?;
     world.secret("pull", &config(SECRET))?;
     world.answers_in(AGAIN, &netns, 8082, "/", "hello\n").await?;

@@ -57,11 +57,10 @@ pub(super) async fn measure(setup: &Setup, section: &mut Section) -> anyhow::Res
     world.answers(&netns, 8081, "/", &text(0)).await?;
     let client = cluster::client(&world.plane).await?;
     let api = cluster::components(client);
-    let told = watch(&api).await?;
     let mut samples = Vec::new();
     for run in 0..setup.runs {
         eprintln!("control: {changes} changes, run {} of {}", run + 1, setup.runs);
-        let mut sample = Sample::default();
+        let (mut sample, told) = (Sample::default(), watch(&api).await?);
         for number in 1..=changes {
             change(&world, &api, &netns, &told, run * changes + number, &mut sample).await?;
         }

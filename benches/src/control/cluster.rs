@@ -36,7 +36,7 @@ use tokio_rustls::{TlsConnector, rustls::pki_types::ServerName};
 const AT_ONCE: usize = 48;
 
 /// Nodes that connect at once.
-const CONNECTING: usize = 128;
+pub(super) const CONNECTING: usize = 128;
 
 /// How long a node may wait for what it needs.
 const TOLD: Duration = Duration::from_secs(300);

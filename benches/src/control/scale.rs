@@ -144,7 +144,7 @@ pub(super) async fn measure(size: &Size, section: &mut Section) -> anyhow::Resul
          clients in this process, {} at a time as they come",
         size.pods,
         made.as_secs_f64(),
-        128,
+        cluster::CONNECTING,
     ));
     section.notes.push("extrapolated: what was measured, by a straight line for each kind of pod and for nodes; the machine has two cores for API server, control and nodes".into());
     Ok(())

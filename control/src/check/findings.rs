@@ -43,7 +43,7 @@ pub(super) fn all(cluster: &Cluster) -> Vec<Finding> {
 }
 
 fn unseen(about: &str, error: &str) -> Vec<Finding> {
-    let advice = "ask somebody who may get and list this in the whole cluster to run it";
+    let advice = "if it is forbidden, ask somebody who may get and list this in the whole cluster to run it; else see the message";
     vec![Finding::new(Level::Unknown, about, error, advice)]
 }
 
@@ -124,7 +124,10 @@ fn lease(cluster: &Cluster) -> Vec<Finding> {
             (Some(holder), Some(age)) if age <= LEASE => Finding::ok(about, holder),
             (Some(holder), age) => Finding::problem(
                 about,
-                format!("{holder} has not renewed its Lease for {} s", age.unwrap_or_default()),
+                match age {
+                    Some(age) => format!("{holder} has not renewed its Lease for {age} s"),
+                    None => format!("{holder} has never renewed its Lease"),
+                },
                 "see the logs of control: does it reach the API server?",
             ),
             (None, _) => Finding::problem(
@@ -215,7 +218,7 @@ fn kernel(version: &str, nodes: &str) -> Finding {
     let (about, found) = ("Linux", format!("{version} ({nodes})"));
     match numbers(version) {
         Some(is) if is < LINUX_LEAST => {
-            Finding::problem(about, found, "the agent cannot work there: it needs 5.15 or later")
+            Finding::problem(about, found, "the agent cannot work there: it needs 5.14 or later")
         }
         Some(is) if is < LINUX_BEST => Finding::warning(
             about,
@@ -283,6 +286,21 @@ fn of_pod(cluster: &Cluster, pod: &Pod) -> Option<Finding> {
     };
     let missing = named(sidecars.iter().map(|sidecar| sidecar.name.as_str()).filter(|name| !is_there(name)));
     let found = format!("it names what is not there: {missing}");
+    let account = spec.service_account_name.as_deref().unwrap_or("default");
+    let is_closed = |name: &str| {
+        let own = components.iter().any(|of| of.name_any() == name && of.namespace().as_ref() == Some(&namespace));
+        let access = of_cluster.iter().find(|of| of.name_any() == name).and_then(|of| of.spec.access.as_ref());
+        !own && access.is_some_and(|access| !access.allows(&namespace, account))
+    };
+    let closed = named(sidecars.iter().map(|sidecar| sidecar.name.as_str()).filter(|name| is_closed(name)));
+    if missing.is_empty() && !closed.is_empty() {
+        let found = format!("it may not have {closed}");
+        return Some(Finding::problem(
+            about,
+            found,
+            "allow its namespace or its service account in spec.access, or correct the annotation",
+        ));
+    }
     (!missing.is_empty()).then(|| {
         Finding::problem(about, found, "make a Component in its namespace, or a ClusterComponent, of that name")
     })

@@ -79,15 +79,18 @@ impl Known {
     }
 
     /// Something was read, or could not be. One that was read before and fails now stays as it was; one that may not be read any more does not.
-    pub fn set(&mut self, id: &SourceId, map: Map) {
-        let Some(referred) = self.sources.get_mut(id) else { return };
+    /// Gives whether it is otherwise than before.
+    pub fn set(&mut self, id: &SourceId, map: Map) -> bool {
+        let Some(referred) = self.sources.get_mut(id) else { return false };
         let failed = matches!(map, Err(Unread::Failed(_)));
         if failed {
             self.unread.insert(id.clone());
         }
-        if !failed || !matches!(referred.map, Some(Ok(_))) {
-            referred.map = Some(map);
+        if failed && matches!(referred.map, Some(Ok(_))) || referred.map.as_ref() == Some(&map) {
+            return false;
         }
+        referred.map = Some(map);
+        true
     }
 
     /// What a component may refer to, as far as it is known.

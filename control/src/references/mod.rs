@@ -21,7 +21,7 @@ use self::known::{Known, SourceId};
 use crate::{
     catalog::Published,
     control::Control,
-    resource::{Access, Kind, Map, Source, Spec, Unread},
+    resource::{Access, Kind, Map, Source, Spec, Unread, Values},
     watch,
 };
 
@@ -50,6 +50,11 @@ impl References {
 
     /// A component is new or has changed.
     pub async fn publish(&self, id: ComponentId, spec: &Spec, access: Option<Access>) {
+        if id.namespace.is_none() {
+            // It may refer to nothing, and waits for nobody.
+            let accepted = spec.accepted(&Values::none());
+            return self.control.publish(id, Some(Published::new(accepted, access)));
+        }
         let mut known = self.known.lock().await;
         for source in known.refer(&id, Some(spec)) {
             self.read(&mut known, &source).await;
@@ -97,7 +102,9 @@ impl References {
         if !known.is_referred_to(source) {
             return;
         }
-        self.read(&mut known, source).await;
+        if !self.read(&mut known, source).await {
+            return;
+        }
         for (id, spec) in known.referring_to(source) {
             let accepted = spec.accepted(&known.values(id, spec));
             // Only Components refer to any, and those have no access.
@@ -105,10 +112,13 @@ impl References {
         }
     }
 
-    async fn read(&self, known: &mut MutexGuard<'_, Known>, id: &SourceId) {
+    /// Gives whether it is otherwise than before.
+    async fn read(&self, known: &mut MutexGuard<'_, Known>, id: &SourceId) -> bool {
         let (namespace, Source { kind, name }) = id;
         let map = match kind {
             Kind::ConfigMap => self.get(namespace, name, |map: ConfigMap| map.data.unwrap_or_default()).await,
+            // Its authority's key is there, which it may read.
+            Kind::Secret if *namespace == self.control.settings.namespace => Err(Unread::Own),
             Kind::Secret => {
                 let texts = |secret: Secret| {
                     let data = secret.data.unwrap_or_default().into_iter();
@@ -121,7 +131,7 @@ impl References {
         if let Err(Unread::Failed(error)) = &map {
             tracing::warn!(namespace, %kind, name, error, "a reference cannot be read; it is tried again");
         }
-        known.set(id, map);
+        known.set(id, map)
     }
 
     async fn get<K>(&self, namespace: &str, name: &str, texts: impl FnOnce(K) -> Texts) -> Map

@@ -36,6 +36,14 @@ impl Rejection {
         Self { reason: Reason::SecretForbidden, message }
     }
 
+    /// It refers to a Secret of the namespace that control is in.
+    pub(super) fn own_secret(name: &str, namespace: &str) -> Self {
+        let message = format!(
+            "the Secret {name:?} is of control's own namespace {namespace:?}: no component may refer to one there"
+        );
+        Self { reason: Reason::SecretForbidden, message }
+    }
+
     /// The same, and what it is about.
     pub(super) fn of(self, what: String) -> Self {
         Self { message: format!("{what}: {}", self.message), ..self }

@@ -54,6 +54,8 @@ pub enum Unread {
         /// In the API server's words.
         error: String,
     },
+    /// It is a Secret of control's own namespace: what is there is never anybody else's.
+    Own,
     /// This time.
     Failed(String),
 }
@@ -82,6 +84,7 @@ impl Values {
             Some(Err(Unread::Forbidden { control, .. })) if *kind == Kind::Secret => {
                 Err(Rejection::secret_forbidden(name, namespace, control))
             }
+            Some(Err(Unread::Own)) => Err(Rejection::own_secret(name, namespace)),
             Some(Err(Unread::Forbidden { error, .. } | Unread::Failed(error))) => Err(Rejection::invalid(format!(
                 "the {kind} {name:?} of the namespace {namespace:?} cannot be read: {error}"
             ))),
@@ -103,6 +106,10 @@ impl Values {
         let namespace = self.namespace.as_deref().unwrap_or_default();
         Rejection::invalid(match map {
             None => format!("there is no {kind} {name:?} in the namespace {namespace:?}"),
+            // Of a Secret not even the keys are shown.
+            Some(_) if *kind == Kind::Secret => {
+                format!("the {kind} {name:?} of the namespace {namespace:?} has no text {key:?}")
+            }
             Some(map) => format!("the {kind} {name:?} of the namespace {namespace:?} has no text {key:?}{}", has(map)),
         })
     }

@@ -59,8 +59,12 @@ pub async fn follow(client: Client, control: Arc<Control>) {
 async fn follow_runtime_classes(api: Api<RuntimeClass>, control: &Control) {
     let mut events = std::pin::pin!(events(api, config()));
     while let Some(event) = events.next().await {
-        if let Event::InitApply(class) | Event::Apply(class) = event {
-            control.set_runtime_class(&class.name_any(), class.handler);
+        match event {
+            Event::InitApply(class) | Event::Apply(class) => {
+                control.set_runtime_class(&class.name_any(), class.handler)
+            }
+            Event::InitDone => control.list_is_complete(|listed| listed.runtime_classes = true),
+            Event::Init | Event::Delete(_) => {}
         }
     }
 }

@@ -19,7 +19,7 @@ const ANSWER: Duration = Duration::from_secs(10);
 /// Pods that one answer has.
 const PAGE: u32 = 500;
 
-/// To ask for one pod costs API server and control together as much as so many of a list: 0.9 ms and 0.18 ms, by the bench `control`.
+/// To ask for one pod costs API server and control together as much as so many of a list: 0.9 ms and 0.18 ms on two cores.
 const ONE: usize = 5;
 
 /// So few are asked for one by one in any case.

@@ -80,7 +80,16 @@ fn what_is_wrong_is_named_with_what_to_do() {
             (info.kernel_version, info.container_runtime_version) = (kernel.into(), runtime.into());
         }
     };
-    let table: [(Change, Level, &str); 16] = [
+    let table: [(Change, Level, &str); 17] = [
+        (
+            |of| {
+                for component in of.cluster_components.iter_mut().flatten() {
+                    component.spec.access = Some(crate::resource::Access::default());
+                }
+            },
+            Level::Problem,
+            "it may not have clock",
+        ),
         (|of| of.version.git_version = "v1.29.0".into(), Level::Problem, "v1.29.0"),
         (|of| of.definitions = Ok(vec![]), Level::Problem, "0 of 2"),
         (|of| of.control = Ok(None), Level::Problem, "there is no Deployment \"pillion-control\""),

@@ -1,22 +1,22 @@
 //! What control has told, kept for the next start: what is no secret in the store, the rest in memory that outlives the process.
 
 use std::{
-    fs,
+    fs::{self, File},
     io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
 };
 
 use anyhow::Context;
 use rustix::fs::statfs;
 use serde::{Serialize, de::DeserializeOwned};
-use tempfile::NamedTempFile;
 
 use super::told::Told;
 
 /// In each of the folders.
 const FILE: &str = "control.json";
 
-/// `TMPFS_MAGIC` and `RAMFS_MAGIC` of linux/magic.h: file systems that no disk is behind.
+/// `TMPFS_MAGIC` and `RAMFS_MAGIC` of linux/magic.h: file systems in memory.
 const IN_MEMORY: [i64; 2] = [0x0102_1994, 0x8584_58f6];
 
 /// Where what control has told is kept.
@@ -51,7 +51,14 @@ impl Kept {
     /// A file that cannot be read.
     pub fn read(&self) -> anyhow::Result<Told> {
         let told: Told = read(&self.open)?;
-        Ok(told.with(self.secret.as_deref().map(read).transpose()?.unwrap_or_default()))
+        let secret = self.secret.as_deref().map(read).transpose().unwrap_or_else(|error| {
+            tracing::error!(
+                error = format!("{error:#}"),
+                "what control had told of Secrets cannot be read: it is asked for anew"
+            );
+            None
+        });
+        Ok(told.with(secret.unwrap_or_default()))
     }
 
     /// Keeps it.
@@ -61,10 +68,8 @@ impl Kept {
     /// A file that cannot be written.
     pub fn write(&self, told: &Told) -> anyhow::Result<()> {
         let (open, secret) = told.parts();
-        if let Some(file) = &self.secret {
-            write(file, &secret)?;
-        }
-        write(&self.open, &open)
+        let secret = self.secret.as_deref().map_or(Ok(()), |file| write(file, &secret));
+        write(&self.open, &open).and(secret)
     }
 }
 
@@ -84,16 +89,15 @@ fn read<T: DeserializeOwned + Default>(file: &Path) -> anyhow::Result<T> {
     }
 }
 
-/// Whole, by rename, and for this user's eyes only, as temporary files are.
+/// Whole, by rename, and for this user's eyes only. What an end in between leaves, the next time takes the place of.
 fn write(file: &Path, content: &impl Serialize) -> anyhow::Result<()> {
+    let new = file.with_extension("new");
     let written = || {
-        let folder = file.parent().ok_or(io::ErrorKind::InvalidInput)?;
-        let mut new = NamedTempFile::new_in(folder)?;
-        new.write_all(&serde_json::to_vec(content)?)?;
-        new.persist(file)?;
+        let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        file.write_all(&serde_json::to_vec(content)?)?;
         io::Result::Ok(())
     };
-    written().with_context(|| file.display().to_string())
+    written().and_then(|()| fs::rename(&new, file)).with_context(|| file.display().to_string())
 }
 
 #[cfg(test)]

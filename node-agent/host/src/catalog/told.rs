@@ -166,11 +166,20 @@ impl Told {
         pods.chain(components).collect()
     }
 
-    /// Who we are at the registry of an artifact, where a component that is it says so.
-    pub fn login(&self, reference: &Reference) -> Option<Login> {
+    /// Who we may be at the registry of an artifact: what each component says that is it, `None` for what this machine says. One that is wrong
+    /// must not keep the others from it.
+    pub fn logins(&self, reference: &Reference) -> Vec<Option<Login>> {
         let is_it = |image: &Image| matches!(image, Image::Reference(named) if named == reference);
-        let of_it = self.components.values().filter(|component| is_it(&component.wanted.spec.image));
-        of_it.filter_map(|component| component.wanted.login.clone()).next()
+        let of_it = |component: &&ToldComponent| !component.kept && is_it(&component.wanted.spec.image);
+        let mut logins = Vec::new();
+        for component in self.components.values().filter(of_it) {
+            if !logins.contains(&component.wanted.login) {
+                logins.push(component.wanted.login.clone());
+            }
+        }
+        // What is said of the last one's failure is what people see.
+        logins.sort_by_key(Option::is_some);
+        logins
     }
 
     /// What may be written to a disk, and what may not.

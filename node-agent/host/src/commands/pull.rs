@@ -45,7 +45,7 @@ struct Line<'a> {
 
 /// Pulls an artifact into `store`, with a bar on a terminal.
 pub(super) fn pull(reference: &Reference, store: &Path, registries: &Location) -> anyhow::Result<Pulled> {
-    let request = registries.request(reference.clone(), store.to_owned(), &Credentials::default(), None)?;
+    let request = registries.request(reference.clone(), store.to_owned(), &Credentials::default(), &[])?;
     let bar = output::bytes();
     bar.set_message(reference.to_string());
     let pulled = child::pull(&request, |word| match word {

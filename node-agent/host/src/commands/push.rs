@@ -47,7 +47,7 @@ impl Push {
         let interfaces = Interfaces::read(&component).with_context(|| file.display().to_string())?;
         let artifact = Artifact::new(component, &interfaces)?;
         let (digest, bytes) = (artifact.digest(), artifact.size());
-        let source = registry.location().read()?.source(&image, &Credentials::default())?;
+        let source = registry.location().read()?.source(&image, &Credentials::default(), None)?;
         let bar = output::bytes();
         bar.set_message(format!("pushing {image}"));
         bar.set_length(bytes);

@@ -122,7 +122,11 @@ impl Connection<'_> {
         // The next line may well be understood: one of a newer control must not keep this node from all others.
         let told: ToNode = match serde_json::from_slice(line) {
             Ok(told) => told,
-            Err(error) => return Ok(say(&Word::Misunderstood(error.to_string()))?),
+            // Its words could quote a secret.
+            Err(error) => {
+                let why = format!("column {} of a line: {:?}", error.column(), error.classify());
+                return Ok(say(&Word::Misunderstood(why))?);
+            }
         };
         told.note_in(self.known);
         self.complete |= told == ToNode::Complete;

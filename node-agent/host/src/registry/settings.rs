@@ -129,7 +129,8 @@ impl Location {
         Ok(settings)
     }
 
-    /// What to ask a puller for: the settings as they are now, and who we are; at the artifact's own registry `login`, if that is said.
+    /// What to ask a puller for: the settings as they are now, and who we are: at the artifact's own registry each of `logins` in
+    /// turn, of which `None` is whom this machine says; nothing else where there are none.
     ///
     /// # Errors
     ///
@@ -139,14 +140,11 @@ impl Location {
         reference: Reference,
         store: PathBuf,
         credentials: &Credentials,
-        login: Option<Login>,
+        logins: &[Option<Login>],
     ) -> Result<Request, Failure> {
         let read = || {
             let settings = self.read()?;
-            let mut sources = settings.sources(&reference, credentials)?;
-            if let (Some(own), Some(login)) = (sources.last_mut(), login) {
-                own.login = login;
-            }
+            let sources = settings.sources(&reference, credentials, logins)?;
             Ok::<_, SettingsError>((settings.timeout.get(), sources))
         };
         match read() {
@@ -200,28 +198,37 @@ impl Settings {
     /// # Errors
     ///
     /// A CA file or credentials that cannot be read.
-    pub fn sources(&self, reference: &Reference, credentials: &Credentials) -> Result<Vec<Source>, SettingsError> {
+    pub fn sources(
+        &self,
+        reference: &Reference,
+        credentials: &Credentials,
+        logins: &[Option<Login>],
+    ) -> Result<Vec<Source>, SettingsError> {
         let own = self.registries.get(reference.registry());
-        let mirrors = own.into_iter().flat_map(|registry| &registry.mirrors).map(String::as_str);
-        mirrors
-            .chain([reference.registry()])
-            .map(|registry| self.source(&reference.in_registry(registry), credentials))
-            .collect()
+        let mirrors = own.into_iter().flat_map(|registry| &registry.mirrors);
+        let mirrors = mirrors.map(|mirror| self.source(&reference.in_registry(mirror), credentials, None));
+        let logins = if logins.is_empty() { &[None] } else { logins };
+        mirrors.chain(logins.iter().map(|login| self.source(reference, credentials, login.clone()))).collect()
     }
 
-    /// One registry, with who we are there.
+    /// One registry, with who we are there: `login`, or what this machine says.
     ///
     /// # Errors
     ///
     /// As [`Settings::sources`].
-    pub fn source(&self, reference: &Reference, credentials: &Credentials) -> Result<Source, SettingsError> {
+    pub fn source(
+        &self,
+        reference: &Reference,
+        credentials: &Credentials,
+        login: Option<Login>,
+    ) -> Result<Source, SettingsError> {
         let registry = self.registries.get(reference.registry());
         let ca = registry.and_then(|registry| registry.ca.as_deref()).map(text).transpose()?;
         Ok(Source {
             registry: reference.registry().to_owned(),
             plain_http: registry.is_some_and(|registry| registry.plain_http),
             ca,
-            login: credentials.of(reference, self)?,
+            login: login.map_or_else(|| credentials.of(reference, self), Ok)?,
         })
     }
 }
@@ -270,7 +277,7 @@ mod tests {
         let nobody = tempfile::NamedTempFile::new().unwrap();
         fs::write(nobody.path(), "{}").unwrap();
         let settings = Settings { docker_config: Some(nobody.path().to_owned()), ..settings };
-        let sources = settings.sources(&"r.example/a:1".parse().unwrap(), &Credentials::default()).unwrap();
+        let sources = settings.sources(&"r.example/a:1".parse().unwrap(), &Credentials::default(), &[]).unwrap();
         let asked: Vec<_> = sources.iter().map(|source| (source.registry.as_str(), source.plain_http)).collect();
         assert_eq!(asked, [("m.example:5000", true), ("n.example", false), ("r.example", false)]);
     }

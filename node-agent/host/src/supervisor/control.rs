@@ -76,9 +76,9 @@ impl Control {
         self.due.get_or_insert(Instant::now() + GATHER);
     }
 
-    /// Who we are at the registry of an artifact, where control says so.
-    pub fn login(&self, reference: &Reference) -> Option<Login> {
-        self.told.login(reference)
+    /// Who we may be at the registry of an artifact, as control says.
+    pub fn logins(&self, reference: &Reference) -> Vec<Option<Login>> {
+        self.told.logins(reference)
     }
 }
 
@@ -301,7 +301,8 @@ fn hear_follower(child: &mut Child, inputs: &Sender<Input>) {
                 tracing::error!(why, "control says what this host does not understand; it goes on with the rest");
             }
             Ok(Word::Away(why)) => tracing::warn!(why, "control is away: everything is served as it was"),
-            Err(error) => tracing::error!(%error, "the follower says what is not understood"),
+            // Its words could quote a secret.
+            Err(error) => tracing::error!(column = error.column(), "the follower says what is not understood"),
         }
     }
 }

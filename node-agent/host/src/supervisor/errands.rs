@@ -35,9 +35,9 @@ impl Supervisor {
         let (inputs, asked) = (self.inputs(), reference.clone());
         let (registries, credentials) = (self.desired.registries.clone(), Arc::clone(&self.credentials));
         let store = self.desired.settings.store.clone();
-        let login = self.desired.control.as_ref().and_then(|control| control.login(&reference));
+        let logins = self.desired.control.as_ref().map(|control| control.logins(&reference)).unwrap_or_default();
         let pull = move || {
-            let request = registries.request(asked.clone(), store, &credentials, login);
+            let request = registries.request(asked.clone(), store, &credentials, &logins);
             let result =
                 request.and_then(|request| child::pull(&Request { impatient: true, full, ..request }, warn(&asked)));
             _ = inputs.send(Input::Pulled(asked, Box::new(result)));
