@@ -4,7 +4,7 @@ use std::{
     future::pending,
     io,
     net::Ipv4Addr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
 };
 
 use anyhow::Result;
@@ -24,6 +24,7 @@ use tokio_rustls::{TlsConnector, rustls::pki_types::ServerName};
 use crate::{
     client::{Body, full, streamed},
     cluster::ApiServer,
+    locked,
     server::Server,
     tls,
 };
@@ -91,7 +92,7 @@ impl ApiProxy {
 
     /// Its URL.
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.server.port)
+        format!("http://127.0.0.1:{}", self.server.port())
     }
 
     /// From now on, makes this fault of requests that fit, and of what watches that fit would say, so many times.
@@ -174,8 +175,4 @@ fn status(code: StatusCode, reason: &str) -> serde_json::Value {
 fn said(code: StatusCode, reason: &str) -> io::Result<Response<Body>> {
     let response = Response::builder().status(code).header(RETRY_AFTER, "1").header("content-type", "application/json");
     response.body(full(status(code, reason).to_string())).map_err(io::Error::other)
-}
-
-fn locked<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
-    value.lock().unwrap_or_else(PoisonError::into_inner)
 }

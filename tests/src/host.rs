@@ -7,7 +7,7 @@ use std::{
     io::{BufRead, BufReader, Read},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex},
     thread,
     time::{Duration, Instant},
 };
@@ -17,7 +17,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{Component, place, process, program, wait_until};
+use crate::{Component, locked, place, process, program, wait_until};
 
 /// From the start until every binding is decided. The slowest guest takes most of it, once.
 const START: Duration = Duration::from_secs(120);
@@ -290,10 +290,6 @@ impl Drop for Host {
             eprintln!("{}", self.said());
         }
     }
-}
-
-fn locked<T>(lines: &Mutex<T>) -> MutexGuard<'_, T> {
-    lines.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Collects lines on a thread of its own, until the pipe's end.

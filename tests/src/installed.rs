@@ -1,6 +1,9 @@
 //! A whole cluster on which the chart is installed, with a registry that its nodes reach.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
@@ -92,10 +95,7 @@ impl Installed {
     /// What it says when it fails.
     pub fn pillion(&self, arguments: &[&str]) -> Result<String> {
         let mut pillion = program::clean(program::binary()?);
-        let output = pillion.env("KUBECONFIG", self.cluster.api().kubeconfig()).args(arguments).output()?;
-        let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        ensure!(output.status.success(), "pillion {arguments:?}: {stdout}{stderr}");
-        Ok(stdout.into_owned())
+        output(pillion.env("KUBECONFIG", self.cluster.api().kubeconfig()).args(arguments))
     }
 
     /// The node's folder of what outlives the agent.
@@ -106,10 +106,7 @@ impl Installed {
     fn helm(&self, arguments: &[&str]) -> Result<String> {
         let mut helm = program::clean(place::cache()?.join("tools/bin/helm"));
         helm.env("HOME", self.values.with_file_name("helm")).env("KUBECONFIG", self.cluster.api().kubeconfig());
-        let output = helm.args(arguments).args(["--namespace", NAMESPACE]).output()?;
-        let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-        ensure!(output.status.success(), "helm {arguments:?}: {stdout}{stderr}");
-        Ok(stdout.into_owned())
+        output(helm.args(arguments).args(["--namespace", NAMESPACE]))
     }
 
     /// Waits until all pods of a workload of the release are as it says.
@@ -189,6 +186,14 @@ impl Drop for Installed {
         }
         _ = std::fs::remove_dir("/run/pillion");
     }
+}
+
+/// What a command prints; if it fails, all that it has said is the error.
+fn output(command: &mut Command) -> Result<String> {
+    let output = command.output()?;
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "{command:?}: {stdout}{stderr}");
+    Ok(stdout.into_owned())
 }
 
 /// Lets what listens on this machine's loopback be reached at another of its addresses, as long as the runtime is there.

@@ -4,12 +4,14 @@
 //! |---|---|
 //! | [`api_proxy`] | a proxy before an API server that makes faults |
 //! | [`client`] | callers: HTTP/1.1 and HTTP/2, from hyper |
+//! | `background` | a listener that is served on a thread of its own |
 //! | [`clock`] | a wall clock of a program's own |
 //! | [`cluster`] | Kubernetes' API server alone, a node that runs its pods, a whole cluster |
 //! | [`component`] | components, as YAML |
 //! | [`control`] | control before an API server alone, and who nodes are to it |
 //! | [`host`] | the program, running: its events, its log, its processes |
 //! | [`installed`] | a whole cluster with the chart on it |
+//! | `jwt` | tokens that are signed here |
 //! | [`load`] | callers in great number: wrk |
 //! | [`netns`] | network namespaces, as runtimes make them for pods |
 //! | [`node`] | a node without a cluster: a keeper, and the CNI plugin |
@@ -32,6 +34,7 @@
 #![forbid(unsafe_code)]
 
 pub mod api_proxy;
+mod background;
 pub mod client;
 pub mod clock;
 pub mod cluster;
@@ -39,6 +42,7 @@ pub mod component;
 pub mod control;
 pub mod host;
 pub mod installed;
+mod jwt;
 pub mod load;
 pub mod netns;
 pub mod node;
@@ -55,6 +59,8 @@ pub mod upstream;
 pub mod wait;
 pub mod world;
 
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
 pub use self::{
     client::{Answer, Connection, Protocol, get},
     component::Component,
@@ -69,4 +75,9 @@ pub const FAULTS: [&str; 2] = ["faults-p2", "faults-p3"];
 /// Whether what takes long is to be done whole: `make soak`.
 pub fn is_soak() -> bool {
     std::env::var_os("PILLION_SOAK").is_some_and(|value| value == "full")
+}
+
+/// What a lock holds, whatever became of who held it.
+fn locked<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
+    value.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,27 +1,18 @@
 //! A server in this process, on a thread of its own: it also answers while a test holds up its own runtime.
 
-use std::{
-    io,
-    net::{Ipv4Addr, TcpListener as Socket},
-    sync::Arc,
-    thread::{self, JoinHandle},
-};
+use std::{io, sync::Arc};
 
 use anyhow::Result;
 use http::{Request, Response};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
-use tokio::{net::TcpListener, runtime, sync::oneshot, task::JoinSet};
+use tokio::{net::TcpListener, task::JoinSet};
 use tokio_rustls::TlsAcceptor;
 
-use crate::{client::Body, tls::Authority};
+use crate::{background::Background, client::Body, tls::Authority};
 
 /// A server on 127.0.0.1 that speaks HTTP/1.1. It ends when this is dropped, with all its connections.
-pub struct Server {
-    pub(crate) port: u16,
-    end: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
+pub struct Server(Background);
 
 impl Server {
     /// Starts one without TLS. It gives requests with the number of their connection, from 0; an error closes the connection.
@@ -51,34 +42,26 @@ impl Server {
         A: Fn(usize, Request<Incoming>) -> F + Clone + Send + 'static,
         F: Future<Output = io::Result<Response<Body>>> + Send + 'static,
     {
-        let socket = Socket::bind((Ipv4Addr::LOCALHOST, 0))?;
-        socket.set_nonblocking(true)?;
-        let port = socket.local_addr()?.port();
-        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
-        let (end, ended) = oneshot::channel();
-        let thread = thread::spawn(move || {
-            runtime.block_on(async {
-                tokio::select! {
-                    () = serve(socket, tls.map(Arc::new), answer) => {}
-                    _ = ended => {}
-                }
-            });
-        });
-        Ok(Self { port, end: Some(end), thread: Some(thread) })
+        let tls = tls.map(Arc::new);
+        Ok(Self(Background::start(|listener| serve(listener, tls, answer))?))
+    }
+
+    /// Its port.
+    pub(crate) fn port(&self) -> u16 {
+        self.0.port()
     }
 
     /// The URL of one with TLS.
     pub fn url(&self) -> String {
-        format!("https://127.0.0.1:{}", self.port)
+        format!("https://127.0.0.1:{}", self.port())
     }
 }
 
-async fn serve<A, F>(socket: Socket, tls: Option<Arc<TlsAcceptor>>, answer: A)
+async fn serve<A, F>(listener: TcpListener, tls: Option<Arc<TlsAcceptor>>, answer: A)
 where
     A: Fn(usize, Request<Incoming>) -> F + Clone + Send + 'static,
     F: Future<Output = io::Result<Response<Body>>> + Send + 'static,
 {
-    let Ok(listener) = TcpListener::from_std(socket) else { return };
     let mut connections = JoinSet::new();
     for connection in 0.. {
         let Ok((stream, _)) = listener.accept().await else { return };
@@ -97,14 +80,5 @@ where
             }
         });
         while connections.try_join_next().is_some() {}
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.end = None;
-        if let Some(thread) = self.thread.take() {
-            _ = thread.join();
-        }
     }
 }

@@ -86,11 +86,7 @@ impl World {
     ///
     /// What the API server refuses.
     pub fn publish(&self, name: &str, image: &str, more: Value) -> Result<()> {
-        let mut spec = json!({"image": self.image(image)});
-        if let (Some(spec), Value::Object(more)) = (spec.as_object_mut(), more) {
-            spec.extend(more);
-        }
-        self.plane.cluster_component(name, &spec)
+        self.plane.cluster_component(name, &spec(&self.image(image), more))
     }
 
     /// Publishes a component for the namespace `shop`; `more` is what its spec has besides the image.
@@ -99,10 +95,7 @@ impl World {
     ///
     /// What the API server refuses.
     pub fn publish_for_shop(&self, name: &str, image: &str, more: Value) -> Result<()> {
-        let mut spec = json!({"image": image});
-        if let (Some(spec), Value::Object(more)) = (spec.as_object_mut(), more) {
-            spec.extend(more);
-        }
+        let spec = spec(image, more);
         let metadata = json!({"name": name, "namespace": "shop"});
         let component =
             json!({"apiVersion": "pillion.dev/v1alpha1", "kind": "Component", "metadata": metadata, "spec": spec});
@@ -229,4 +222,13 @@ impl World {
         };
         eventually("the condition Ready", SOON, ready).await.with_context(|| self.logs())
     }
+}
+
+/// What a component is: its image, and `more`.
+fn spec(image: &str, more: Value) -> Value {
+    let mut spec = json!({"image": image});
+    if let (Some(spec), Value::Object(more)) = (spec.as_object_mut(), more) {
+        spec.extend(more);
+    }
+    spec
 }

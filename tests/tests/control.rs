@@ -2,10 +2,7 @@
 //! when one of them is away.
 
 use anyhow::{Context, Result, ensure};
-use pillion_tests::{
-    eventually,
-    world::{SOON, World},
-};
+use pillion_tests::world::World;
 use serde_json::json;
 
 #[tokio::test]
@@ -98,11 +95,7 @@ async fn a_control_that_finds_many_pods_serves_them_all() -> Result<()> {
 /// A Component of the namespace `shop` with a value from a ConfigMap, which is not there yet.
 fn refer(world: &World, name: &str, map: &str) -> Result<()> {
     let from = json!({"configMapKeyRef": {"name": map, "key": "greeting"}});
-    let component = json!({
-        "apiVersion": "pillion.dev/v1alpha1", "kind": "Component", "metadata": {"name": name, "namespace": "shop"},
-        "spec": {"image": world.image("faults:1"), "env": [{"name": "NAME", "valueFrom": from}]},
-    });
-    world.plane.api.apply(&component.to_string())
+    world.publish_for_shop(name, &world.image("faults:1"), json!({"env": [{"name": "NAME", "valueFrom": from}]}))
 }
 
 fn config_map(world: &World, greeting: &str) -> Result<()> {
@@ -127,23 +120,13 @@ async fn a_value_comes_from_a_config_map_and_follows_it() -> Result<()> {
     world.answers(&cart, 8082, "/env?name=NAME", "second").await?;
     // What was served goes on without the value's source, and is what the source says once it is there again.
     world.plane.api.kubectl(&["delete", "configmap", "settings", "-n", "shop"])?;
-    eventually("the condition Accepted", SOON, async || {
-        let accepted = [r#"jsonpath={.status.conditions[?(@.type=="Accepted")].message}"#];
-        let said = [&["get", "component", "faults", "-n", "shop", "-o"][..], &accepted].concat();
-        let said = world.plane.api.kubectl(&said)?;
-        ensure!(said.contains("there is no ConfigMap"), "{said}");
-        Ok(())
-    })
-    .await?;
+    world.has_condition("faults", "Accepted", "Invalid", "there is no ConfigMap").await?;
     world.answers(&cart, 8082, "/env?name=NAME", "second").await?;
     config_map(&world, "third")?;
     world.answers(&cart, 8082, "/env?name=NAME", "third").await?;
     // Either a value or a reference: what has neither does not come in.
-    let neither = json!({
-        "apiVersion": "pillion.dev/v1alpha1", "kind": "Component", "metadata": {"name": "neither", "namespace": "shop"},
-        "spec": {"image": world.image("faults:1"), "env": [{"name": "NAME"}]},
-    });
-    let error = world.plane.api.apply(&neither.to_string()).err().context("it came in")?;
+    let neither = world.publish_for_shop("neither", &world.image("faults:1"), json!({"env": [{"name": "NAME"}]}));
+    let error = neither.err().context("it came in")?;
     ensure!(format!("{error:#}").contains("expected either value or valueFrom"), "{error:#}");
     Ok(())
 }

@@ -8,21 +8,17 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result};
 use base64::{
     Engine,
     prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD},
 };
 use rcgen::KeyPair;
-use ring::{
-    rand::SystemRandom,
-    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair},
-};
 use serde_json::{Value, json};
 use tempfile::Builder;
 
 use super::network::{API_SERVICE_ADDRESS, NODE_ADDRESS};
-use crate::tls::Authority;
+use crate::{jwt::Signer, tls::Authority};
 
 /// The names of an API server within its cluster, as pods know it, and its addresses.
 const NAMES: [&str; 7] = [
@@ -88,13 +84,8 @@ pub(super) fn token_until(folder: &Path, token: &str, end: SystemTime) -> Result
     for (claim, value) in [("exp", end), ("iat", begun), ("nbf", begun)] {
         claims.as_object_mut().context("a token without claims")?.insert(claim.into(), value.into());
     }
-    let signed = format!("{header}.{}", BASE64_URL_SAFE_NO_PAD.encode(claims.to_string()));
-    let random = SystemRandom::new();
     let key = KeyPair::from_pem(&fs::read_to_string(folder.join(SIGNING_KEY))?)?;
-    let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, key.serialized_der(), &random);
-    let key = key.map_err(|error| anyhow!("a key that is none: {error}"))?;
-    let signature = key.sign(&random, signed.as_bytes()).map_err(|_| anyhow!("a token is not signed"))?;
-    Ok(format!("{signed}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature)))
+    Signer::new(&key)?.sign(header, &claims)
 }
 
 fn kubeconfig(folder: &Path, url: &str, token: &str) -> Result<String> {

@@ -4,7 +4,7 @@ use std::{
     io,
     net::Ipv4Addr,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed},
     },
     time::Instant,
@@ -28,6 +28,7 @@ use super::{
 };
 use crate::{
     client::{Body, streamed},
+    locked,
     server::Server,
 };
 
@@ -113,7 +114,7 @@ impl FaultProxy {
         });
         let answering = Arc::clone(&state);
         let server = Server::start(move |connection, request| Arc::clone(&answering).answer(connection, request))?;
-        let remote = Remote { port: server.port, ..registry.remote.clone() };
+        let remote = Remote { port: server.port(), ..registry.remote.clone() };
         Ok(Self { remote, state, _server: server })
     }
 
@@ -252,8 +253,4 @@ impl Drop for Flight {
     fn drop(&mut self) {
         self.0.in_flight.fetch_sub(1, Relaxed);
     }
-}
-
-fn locked<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
-    value.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -5,32 +5,27 @@ use std::{
     fs,
     path::Path,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Result, anyhow};
-use base64::{
-    Engine,
-    prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD},
-};
+use base64::{Engine, prelude::BASE64_STANDARD};
 use http::{
     Request, Response, StatusCode,
     header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE},
 };
 use hyper::body::Incoming;
 use rcgen::{CertificateParams, DnType, KeyPair, PKCS_ECDSA_P256_SHA256};
-use ring::{
-    rand::SystemRandom,
-    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair},
-};
 use serde_json::{Value, json};
 
 use super::remote::Access;
 use crate::{
     client::{Body, full},
+    jwt::{self, Signer},
+    locked,
     server::Server,
 };
 
@@ -62,9 +57,8 @@ pub struct TokenServer {
 
 /// Signs tokens.
 pub(super) struct Issuer {
-    key: EcdsaKeyPair,
+    signer: Signer,
     certificate: String,
-    random: SystemRandom,
     lifetime: AtomicU64,
     issued: AtomicU64,
 }
@@ -96,7 +90,7 @@ impl TokenServer {
 
     /// Its port.
     pub fn port(&self) -> u16 {
-        self.server.port
+        self.server.port()
     }
 
     /// Its address, as the registry tells callers.
@@ -141,13 +135,9 @@ impl Issuer {
         params.distinguished_name.push(DnType::CommonName, ISSUER);
         let certificate = params.self_signed(&key)?;
         fs::write(bundle, certificate.pem())?;
-        let random = SystemRandom::new();
-        let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, key.serialized_der(), &random)
-            .map_err(|error| anyhow!("a key that is none: {error}"))?;
         Ok(Self {
-            key,
+            signer: Signer::new(&key)?,
             certificate: BASE64_STANDARD.encode(certificate.der()),
-            random,
             lifetime: AtomicU64::new(LIFETIME.as_secs()),
             issued: AtomicU64::new(0),
         })
@@ -163,10 +153,7 @@ impl Issuer {
             "iss": ISSUER, "sub": subject, "aud": SERVICE, "access": access, "jti": self.issued.fetch_add(1, Relaxed).to_string(),
             "iat": now, "nbf": now, "exp": now + self.lifetime.load(Relaxed),
         });
-        let encoded = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
-        let signed = format!("{}.{}", encoded(&header), encoded(&claims));
-        let signature = self.key.sign(&self.random, signed.as_bytes()).map_err(|_| anyhow!("a token is not signed"))?;
-        Ok(format!("{signed}.{}", BASE64_URL_SAFE_NO_PAD.encode(signature)))
+        self.signer.sign(&jwt::encoded(&header), &claims)
     }
 }
 
@@ -237,8 +224,4 @@ fn decoded(value: &str) -> String {
         });
     }
     String::from_utf8_lossy(&plain).into_owned()
-}
-
-fn locked<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
-    value.lock().unwrap_or_else(PoisonError::into_inner)
 }

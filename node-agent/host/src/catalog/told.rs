@@ -48,8 +48,17 @@ struct ToldComponent {
     kept: bool,
 }
 
+/// What was told, without what is confidential.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Open<'a> {
+    complete: bool,
+    pods: &'a BTreeMap<PodUid, ToldPod>,
+    components: BTreeMap<&'a ComponentId, &'a ToldComponent>,
+}
+
 /// Components that have something of a Secret in them.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 pub struct Confidential(BTreeMap<ComponentId, ToldComponent>);
 
 /// Whether a binding's pod may have its component.
@@ -182,12 +191,11 @@ impl Told {
         logins
     }
 
-    /// What may be written to a disk, and what may not.
-    pub fn parts(&self) -> (Self, Confidential) {
-        let is_confidential = |component: &ToldComponent| component.wanted.confidential;
-        let mut open = self.clone();
-        let confidential = open.components.extract_if(.., |_, component| is_confidential(component)).collect();
-        (open, Confidential(confidential))
+    /// What may be written to a disk, and what may not, as it is read again.
+    pub fn parts(&self) -> (impl Serialize, impl Serialize) {
+        let (confidential, open) = self.components.iter().partition(|(_, component)| component.wanted.confidential);
+        let confidential: BTreeMap<_, _> = confidential;
+        (Open { complete: self.complete, pods: &self.pods, components: open }, confidential)
     }
 
     /// Both together. Where there is less of the second than there was, not everything is known.
