@@ -15,6 +15,7 @@ use kube::{
     Api, Client, CustomResourceExt,
     api::{DeleteParams, ListParams, Patch, PatchParams},
     core::PartialObjectMeta,
+    runtime::wait::delete::delete_and_finalize,
 };
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -116,7 +117,9 @@ impl Uninstall {
         let resources =
             Api::<PartialObjectMeta<kube::core::DynamicObject>>::all_with(client.clone(), &K::api_resource());
         let components = resources.list_metadata(&ListParams::default()).await?.items.len();
-        definitions.delete(&definition, &DeleteParams::default()).await?;
+        // It goes when the last of its components has.
+        let gone = delete_and_finalize(definitions, &definition, &DeleteParams::default()).await;
+        gone.with_context(|| format!("the definition {definition} cannot be deleted"))?;
         say(Step::Deleted { definition, components });
         Ok(())
     }
@@ -170,7 +173,7 @@ impl Uninstall {
 }
 
 /// Whether pods are such already that take the agent off.
-fn is_removal(pod: &PodSpec) -> bool {
+pub(crate) fn is_removal(pod: &PodSpec) -> bool {
     let names =
         |containers: &[Container]| containers.iter().map(|container| container.name.clone()).collect::<Vec<_>>();
     names(&pod.containers) == ["stay"]

@@ -1,5 +1,6 @@
 //! What there is of us in a cluster. What may not be looked at is said so, and keeps nobody from the rest.
 
+use http::{Request, header::DATE};
 use k8s_openapi::{
     api::{
         apps::v1::{DaemonSet, Deployment},
@@ -9,14 +10,15 @@ use k8s_openapi::{
     },
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
     apimachinery::pkg::version::Info,
-    jiff::Timestamp,
+    jiff::{Timestamp, fmt::rfc2822},
 };
-use kube::{Api, Client, CustomResourceExt, ResourceExt, api::ListParams};
+use kube::{Api, Client, CustomResourceExt, ResourceExt, api::ListParams, client::Body};
 use pillion_protocol::annotation::SIDECARS;
 
 use crate::{
     leader::LEASE,
     resource::{ClusterComponent, Component},
+    watch::LIVING,
 };
 
 /// Objects that one answer has.
@@ -45,7 +47,7 @@ pub struct Place {
 pub struct Cluster {
     /// Where it was looked for.
     pub place: Place,
-    /// When.
+    /// When, as the API server says.
     pub now: Timestamp,
     /// The API server's version.
     pub version: Info,
@@ -78,26 +80,25 @@ impl Cluster {
     ///
     /// The API server cannot be reached at all.
     pub async fn look(client: &Client, place: Place) -> kube::Result<Self> {
-        let version = client.apiserver_version().await?;
+        let (version, now) = tokio::try_join!(client.apiserver_version(), now(client))?;
         let namespace = &place.namespace;
         let agent: Looked<Option<DaemonSet>> =
             one(&Api::namespaced(client.clone(), namespace), &place.agent_daemonset).await;
         let selector = agent.as_ref().ok().and_then(|agent| labels(agent.as_ref()?)).unwrap_or_default();
         let in_namespace = Api::<Pod>::namespaced(client.clone(), namespace);
-        let living = ListParams::default().fields("status.phase!=Succeeded,status.phase!=Failed");
+        let living = ListParams::default().fields(LIVING);
         let definitions = Api::<CustomResourceDefinition>::all(client.clone());
-        let mut there = Ok(Vec::new());
-        for name in [Component::crd_name(), ClusterComponent::crd_name()] {
-            match (one(&definitions, name).await, &mut there) {
-                (Ok(found), Ok(there)) => there.extend(found.map(|found| found.name_any())),
-                (Err(error), there) => *there = Err(error),
-                _ => {}
+        let there = async || {
+            let mut there = Vec::new();
+            for name in [Component::crd_name(), ClusterComponent::crd_name()] {
+                there.extend(one(&definitions, name).await?.map(|found| found.name_any()));
             }
-        }
+            Ok(there)
+        };
         Ok(Self {
-            now: Timestamp::now(),
+            now,
             version,
-            definitions: there,
+            definitions: there().await,
             control: one(&Api::namespaced(client.clone(), namespace), &place.control_deployment).await,
             lease: one(&Api::namespaced(client.clone(), namespace), LEASE).await,
             agents: all(&in_namespace, ListParams::default().labels(&selector), |_| true).await,
@@ -110,6 +111,15 @@ impl Cluster {
             place,
         })
     }
+}
+
+/// What the API server's clock says: those who write there have the cluster's time, whoever asks may have another.
+async fn now(client: &Client) -> kube::Result<Timestamp> {
+    let request = Request::get("/version").body(Body::empty()).map_err(kube::Error::HttpError)?;
+    let answer = client.send(request).await?;
+    let date = answer.headers().get(DATE).and_then(|date| date.to_str().ok());
+    let told = date.and_then(|date| rfc2822::parse(date).ok());
+    Ok(told.map_or_else(Timestamp::now, |told| told.timestamp()))
 }
 
 /// By what a DaemonSet knows its pods.

@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Pods that have ended are none to us.
-const LIVING: &str = "status.phase!=Succeeded,status.phase!=Failed";
+pub(crate) const LIVING: &str = "status.phase!=Succeeded,status.phase!=Failed";
 
 /// A watch is begun again after so many seconds, whatever comes: one that hangs is not noticed otherwise.
 const WATCH: u32 = 60;

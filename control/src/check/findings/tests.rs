@@ -1,3 +1,4 @@
+use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
 use super::*;
@@ -18,7 +19,7 @@ fn well() -> Cluster {
     let status = json!({
         "currentNumberScheduled": 1, "desiredNumberScheduled": 1, "numberMisscheduled": 0, "numberReady": 1, "updatedNumberScheduled": 1,
     });
-    let template = json!({"metadata": {}, "spec": {"containers": []}});
+    let template = json!({"metadata": {}, "spec": {"containers": [{"name": "a", "image": "pillion:1"}]}});
     Cluster {
         place: Place {
             namespace: "pillion-system".into(),
@@ -80,7 +81,7 @@ fn what_is_wrong_is_named_with_what_to_do() {
             (info.kernel_version, info.container_runtime_version) = (kernel.into(), runtime.into());
         }
     };
-    let table: [(Change, Level, &str); 17] = [
+    let table: [(Change, Level, &str); 22] = [
         (
             |of| {
                 for component in of.cluster_components.iter_mut().flatten() {
@@ -98,6 +99,43 @@ fn what_is_wrong_is_named_with_what_to_do() {
         (|of| of.now = "2026-01-01T00:10:00Z".parse().unwrap(), Level::Problem, "has not renewed its Lease for 592 s"),
         (|of| of.agent = Ok(None), Level::Problem, "there is no DaemonSet \"pillion-agent\""),
         (|of| of.agents = Ok(vec![]), Level::Warning, "nodes without a ready agent: a"),
+        (|of| of.agents = Err("no answer".into()), Level::Unknown, "nodes without a ready agent: no answer"),
+        (
+            |of| {
+                let agent = of.agent.as_mut().unwrap().as_mut().unwrap();
+                let pod = agent.spec.as_mut().unwrap().template.spec.as_mut().unwrap();
+                *pod = read(json!({
+                    "initContainers": [{"name": "plugin"}, {"name": "remove"}], "containers": [{"name": "stay"}],
+                }));
+            },
+            Level::Problem,
+            "taken off the nodes",
+        ),
+        (
+            |of| {
+                let agent = of.agent.as_mut().unwrap().as_mut().unwrap();
+                agent.spec.as_mut().unwrap().template.spec.as_mut().unwrap().containers[0].image =
+                    Some("pillion:2".into());
+            },
+            Level::Warning,
+            "control is of pillion:1, the agent of pillion:2",
+        ),
+        (
+            |of| {
+                of.runtime_classes = Err("no answer".into());
+                of.pods = Ok(vec![pod("clock=8081", json!({"runtimeClassName": "sandboxed"}))]);
+            },
+            Level::Unknown,
+            "its runtime class: no answer",
+        ),
+        (
+            |of| {
+                of.pods = Ok(vec![pod("clock=8081, other=8082", json!({}))]);
+                of.cluster_components.as_mut().unwrap()[0].spec.access = Some(crate::resource::Access::default());
+            },
+            Level::Problem,
+            "it may not have clock",
+        ),
         (|of| of.pods = Ok(vec![pod("clock", json!({}))]), Level::Problem, "\"clock\""),
         (|of| of.pods = Ok(vec![pod("clock=8081", json!({"hostNetwork": true}))]), Level::Problem, "hostNetwork"),
         (

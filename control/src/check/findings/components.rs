@@ -1,0 +1,42 @@
+//! What pods name.
+
+use kube::ResourceExt;
+
+use super::{Cluster, Finding, seen};
+use crate::resource::{ClusterComponent, Component, ComponentStatus, ConditionStatus, ConditionType};
+
+pub(super) fn findings(cluster: &Cluster) -> Vec<Finding> {
+    let of_namespaces = seen("Components", &cluster.components, |all| {
+        let each = |of: &Component| {
+            of_component(
+                format!("Component {}/{}", of.namespace().unwrap_or_default(), of.name_any()),
+                of.status.as_ref(),
+            )
+        };
+        all.iter().filter_map(each).collect()
+    });
+    let of_cluster = seen("ClusterComponents", &cluster.cluster_components, |all| {
+        let each =
+            |of: &ClusterComponent| of_component(format!("ClusterComponent {}", of.name_any()), of.status.as_ref());
+        all.iter().filter_map(each).collect()
+    });
+    of_namespaces.into_iter().chain(of_cluster).collect()
+}
+
+/// What keeps a component from being served. That no pod names it is nothing.
+fn of_component(about: String, status: Option<&ComponentStatus>) -> Option<Finding> {
+    let is_false = |kind| {
+        let conditions = status.map(|status| &status.conditions).into_iter().flatten();
+        conditions
+            .into_iter()
+            .find(move |condition| condition.kind == kind && condition.status == ConditionStatus::False)
+    };
+    let condition = is_false(ConditionType::Accepted).or_else(|| is_false(ConditionType::Ready))?;
+    let found = format!("{}: {}", condition.reason, condition.message);
+    Some(match condition.reason.as_str() {
+        "Preparing" => Finding::warning(about, found, "wait; if it stays so, see the logs of the nodes' agents"),
+        _ => {
+            Finding::problem(about, found, "correct what the message names: the component, its image, or its registry")
+        }
+    })
+}

@@ -1,0 +1,72 @@
+//! Pods that name sidecars.
+
+use k8s_openapi::api::{core::v1::Pod, node::v1::RuntimeClass};
+use kube::ResourceExt;
+use pillion_protocol::annotation::{SIDECARS, Sidecars};
+
+use super::{Cluster, Finding, named, seen, unseen};
+use crate::catalog;
+
+pub(super) fn findings(cluster: &Cluster) -> Vec<Finding> {
+    let about = "pods with sidecars";
+    seen(about, &cluster.pods, |pods| {
+        let problems: Vec<_> = pods.iter().flat_map(|pod| of_pod(cluster, pod)).collect();
+        if problems.is_empty() { vec![Finding::ok(about, format!("{}", pods.len()))] } else { problems }
+    })
+}
+
+/// What keeps a pod from having what it names.
+fn of_pod(cluster: &Cluster, pod: &Pod) -> Vec<Finding> {
+    let about = format!("pod {}/{}", pod.namespace().unwrap_or_default(), pod.name_any());
+    let (Some(text), Some(spec)) = (pod.annotations().get(SIDECARS), &pod.spec) else { return Vec::new() };
+    let problem = |found: String, advice| vec![Finding::problem(about.clone(), found, advice)];
+    match text.parse::<Sidecars>() {
+        Err(error) => problem(format!("annotation {SIDECARS}: {error}"), "correct the annotation"),
+        Ok(_) if spec.host_network == Some(true) => problem(
+            "it has the node's network (hostNetwork)".into(),
+            "only a pod with a network of its own can have sidecars",
+        ),
+        Ok(sidecars) => match (spec.runtime_class_name.as_deref(), &cluster.runtime_classes) {
+            (Some(_), Err(error)) => unseen(&format!("{about}: its runtime class"), error),
+            (Some(class), Ok(classes)) if isolates(classes, class) => problem(
+                format!("its runtime class {class:?} keeps its network from the node"),
+                "gVisor and Kata pods cannot have sidecars: use another runtime class",
+            ),
+            _ => of_names(cluster, pod, &about, &sidecars),
+        },
+    }
+}
+
+/// What is not there, and what is not for the pod.
+fn of_names(cluster: &Cluster, pod: &Pod, about: &str, sidecars: &Sidecars) -> Vec<Finding> {
+    // That one of these could not be looked at is told with the components.
+    let (Ok(components), Ok(of_cluster)) = (&cluster.components, &cluster.cluster_components) else {
+        return Vec::new();
+    };
+    let namespace = pod.namespace();
+    let own = |name: &str| components.iter().any(|of| of.name_any() == name && of.namespace() == namespace);
+    let shared = |name: &str| of_cluster.iter().find(|of| of.name_any() == name);
+    let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref()).unwrap_or("default");
+    let is_closed = |name: &str| {
+        let access = shared(name).and_then(|of| of.spec.access.as_ref());
+        access.is_some_and(|access| !access.allows(namespace.as_deref().unwrap_or_default(), account))
+    };
+    // A component of its namespace comes before the cluster's.
+    let others = || sidecars.iter().map(|sidecar| sidecar.name.as_str()).filter(|name| !own(name));
+    let missing = named(others().filter(|name| shared(name).is_none()));
+    let closed = named(others().filter(|name| is_closed(name)));
+    let missing = (!missing.is_empty()).then(|| {
+        let advice = "make a Component in its namespace, or a ClusterComponent, of that name";
+        Finding::problem(about, format!("it names what is not there: {missing}"), advice)
+    });
+    let closed = (!closed.is_empty()).then(|| {
+        let advice = "allow its namespace or its service account in spec.access, or correct the annotation";
+        Finding::problem(about, format!("it may not have {closed}"), advice)
+    });
+    missing.into_iter().chain(closed).collect()
+}
+
+fn isolates(classes: &[RuntimeClass], class: &str) -> bool {
+    let of_name = classes.iter().find(|of| of.name_any() == class);
+    catalog::isolates(of_name.map_or(class, |of| &of.handler))
+}
