@@ -34,6 +34,8 @@ pub struct Control {
     unsettled: Due<ComponentId>,
     /// Pods whose sidecars may be served or not otherwise than before.
     changed_pods: Due<ApiUid>,
+    /// Of these, those that count as ready only when their sidecars are served.
+    gated_pods: Due<ApiUid>,
 }
 
 /// What is to be looked at again.
@@ -110,6 +112,7 @@ impl Control {
             reports: Mutex::default(),
             unsettled: Due::default(),
             changed_pods: Due::default(),
+            gated_pods: Due::default(),
         }
     }
 
@@ -200,9 +203,14 @@ impl Control {
         let ids = before.components.keys().chain(report.components.keys()).filter(changed);
         // What pods of a namespace see is of that namespace, or the cluster's.
         let ids: BTreeSet<_> = ids.flat_map(|id| [id.clone(), id.name.clone().into()]).collect();
+        let is_same = *before == report;
         *before = report;
         drop(reports);
         self.unsettle(ids);
+        if !is_same {
+            let pods: Vec<_> = self.catalog().pods_on(node).map(ApiUid::clone).collect();
+            self.look_at(pods);
+        }
     }
 
     /// Forgets what nodes have said: to a replica that led before, or to this one long ago.
@@ -227,12 +235,24 @@ impl Control {
 
     /// What is wrong with pods' sidecars may be otherwise.
     pub fn look_at(&self, uids: impl IntoIterator<Item = ApiUid>) {
+        let uids: Vec<_> = uids.into_iter().collect();
+        let gated = {
+            let catalog = self.catalog();
+            let is_gated = |uid: &&ApiUid| catalog.pod(uid).is_some_and(|pod| pod.gated);
+            uids.iter().filter(is_gated).map(ApiUid::clone).collect::<Vec<_>>()
+        };
+        self.gated_pods.add(gated);
         self.changed_pods.add(uids);
     }
 
     /// Waits for pods of which what is wrong may be otherwise.
     pub async fn looked_at(&self) -> BTreeSet<ApiUid> {
         self.changed_pods.take().await
+    }
+
+    /// Waits for pods that may have become ready.
+    pub async fn gated(&self) -> BTreeSet<ApiUid> {
+        self.gated_pods.take().await
     }
 }
 

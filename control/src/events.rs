@@ -2,23 +2,15 @@
 //!
 //! The replica that leads writes them, some in a second; what changes to and fro meanwhile is told as it is in the end.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
     Client,
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
-use pillion_protocol::{annotation::SIDECARS, stream::RefusalReason};
 
-use crate::{
-    catalog::{ApiUid, Catalog, ListedPod},
-    control::Control,
-};
+use crate::{catalog::ApiUid, control::Control, served::Problems};
 
 /// How long changes are gathered.
 const GATHER: Duration = Duration::from_secs(1);
@@ -29,46 +21,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// The most of a text that an Event may have, in characters.
 const NOTE: usize = 900;
 
-/// What is wrong with a pod's sidecars: of each, or of all where there is no name.
-pub type Problems = BTreeMap<Option<String>, Problem>;
-
-/// What is wrong with a sidecar.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// In one word, as Events have it.
-    pub reason: &'static str,
-    /// With the text at fault.
-    pub message: String,
-}
-
-impl Catalog {
-    /// What is wrong with a pod's sidecars.
-    pub fn problems(&self, pod: &ListedPod) -> Problems {
-        let of_all = |reason, message| Problems::from([(None, Problem { reason, message })]);
-        match (&pod.sidecars, self.unreachable(pod)) {
-            (Err(error), _) => of_all("SidecarsInvalid", format!("annotation {SIDECARS}: {error}")),
-            (Ok(_), Some(why)) => of_all("SidecarsImpossible", format!("annotation {SIDECARS}: {why}")),
-            (Ok(_), None) => {
-                let refused = |(name, refusal): (pillion_protocol::name::Name, pillion_protocol::stream::Refusal)| {
-                    let reason = match refusal.reason {
-                        RefusalReason::Unknown => "SidecarUnknown",
-                        RefusalReason::NotAllowed => "SidecarNotAllowed",
-                        RefusalReason::NotAccepted | RefusalReason::Other => "SidecarNotAccepted",
-                    };
-                    let message = format!("annotation {SIDECARS}, {:?}: {}", name.as_str(), refusal.message);
-                    (Some(name.to_string()), Problem { reason, message })
-                };
-                self.refusals(pod).into_iter().map(refused).collect()
-            }
-        }
-    }
-}
-
 /// Writes Events while this replica leads, for as long as the process lives.
 pub async fn follow(client: Client, control: Arc<Control>) {
-    let reporter =
-        Reporter { controller: "pillion.dev/control".into(), instance: Some(control.settings.identity.clone()) };
-    let recorder = Recorder::new(client, reporter);
     loop {
         control.until_leading(true).await;
         // What was told by another replica is not known here: what is wrong now is told once more.
@@ -81,21 +35,21 @@ pub async fn follow(client: Client, control: Arc<Control>) {
                 () = control.until_leading(false) => break,
             };
             for uid in changed {
-                tell(&recorder, &control, &mut told, &uid).await;
+                tell(&client, &control, &mut told, &uid).await;
             }
             tokio::time::sleep(GATHER).await;
         }
     }
 }
 
-async fn tell(recorder: &Recorder, control: &Control, told: &mut HashMap<ApiUid, Problems>, uid: &ApiUid) {
+async fn tell(client: &Client, control: &Control, told: &mut HashMap<ApiUid, Problems>, uid: &ApiUid) {
     let Some((pod, now)) = problems(control, uid) else {
         told.remove(uid);
         return;
     };
     let before = told.remove(uid).unwrap_or_default();
     for event in events(&before, &now) {
-        let published = recorder.publish(&event, &pod).await;
+        let published = recorder(client, control).publish(&event, &pod).await;
         if let Err(error) = published {
             let (namespace, pod) = (&pod.namespace, &pod.name);
             tracing::warn!(namespace, pod, %error, "an Event cannot be written; it is tried again when something changes");
@@ -109,6 +63,12 @@ async fn tell(recorder: &Recorder, control: &Control, told: &mut HashMap<ApiUid,
     }
 }
 
+/// A new one for each Event: one that lives counts all of the same reason as the first of them, whatever they say.
+fn recorder(client: &Client, control: &Control) -> Recorder {
+    let (controller, instance) = ("pillion.dev/control".into(), Some(control.settings.identity.clone()));
+    Recorder::new(client.clone(), Reporter { controller, instance })
+}
+
 fn problems(control: &Control, uid: &ApiUid) -> Option<(ObjectReference, Problems)> {
     let catalog = control.catalog();
     let pod = catalog.pod(uid)?;
@@ -120,7 +80,8 @@ fn problems(control: &Control, uid: &ApiUid) -> Option<(ObjectReference, Problem
         uid: Some(uid.to_string()),
         ..ObjectReference::default()
     };
-    Some((reference, catalog.problems(pod)))
+    let problems = catalog.problems(pod, control.reports().get(&pod.node));
+    Some((reference, problems))
 }
 
 /// What to tell of a pod: what is wrong now and was not told, and what is wrong no more.
@@ -145,6 +106,7 @@ fn events(before: &Problems, now: &Problems) -> Vec<Event> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::served::Problem;
 
     fn problem(message: &str) -> Problem {
         Problem { reason: "SidecarUnknown", message: message.into() }

@@ -12,7 +12,8 @@
 //! | [`leader`] | which replica serves |
 //! | [`check`] | what a cluster lacks, for people |
 //! | [`uninstall`] | takes the agent off every node |
-//! | [`status`], [`events`] | what people see: conditions of components, Events of pods |
+//! | [`served`] | what a pod has of what it names, and what is wrong with it. Decides, and does no IO |
+//! | [`status`], [`events`], [`readiness`] | what people see: conditions of components, Events of pods, and whether these are ready |
 //!
 //! It runs no guest, has no engine, and nothing that it serves depends on it: nodes go on with what they know while it is away.
 
@@ -25,9 +26,11 @@ pub mod check;
 pub mod control;
 pub mod events;
 pub mod leader;
+pub mod readiness;
 pub mod references;
 pub mod resource;
 pub mod serve;
+pub mod served;
 pub mod settings;
 pub mod status;
 pub mod uninstall;

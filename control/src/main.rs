@@ -9,8 +9,8 @@ use axum_server::Handle;
 use clap::Parser;
 use kube::Client;
 use pillion_control::{
-    authority::Authority, client, control::Control, events, leader, resource, serve, settings::Settings, status,
-    uninstall::Uninstall, watch,
+    authority::Authority, client, control::Control, events, leader, readiness, resource, serve, settings::Settings,
+    status, uninstall::Uninstall, watch,
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -100,7 +100,7 @@ async fn lead_and_serve(
     tokio::spawn(watch::follow(client.clone(), Arc::clone(&control)));
     let authority =
         Authority::of_cluster(&client, &control.settings).await.context("the authority for nodes' streams")?;
-    let certificate = authority.certificate(&control.settings)?;
+    let certificate = authority.certificate()?;
     let handle = Handle::new();
     // Before it leads: nodes come at once.
     let listen = control.settings.listen;
@@ -109,6 +109,7 @@ async fn lead_and_serve(
     let serving = tokio::spawn(serve);
     tokio::spawn(status::follow(client.clone(), Arc::clone(&control)));
     tokio::spawn(events::follow(client.clone(), Arc::clone(&control)));
+    tokio::spawn(readiness::follow(client.clone(), Arc::clone(&control)));
     let (end, ending) = sync::watch::channel(false);
     let following = async {
         // Who would lead must have something to serve.

@@ -96,6 +96,9 @@ pub struct Add {
     /// What to wait for.
     #[serde(default)]
     pub wait: Wait,
+    /// No plugin has asked: the keeper has found the pod by itself, when its containers may have begun.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub late: bool,
 }
 
 /// What the keeper answers.
@@ -164,6 +167,9 @@ pub struct Endpoint {
     pub name: Name,
     /// The port.
     pub port: Port,
+    /// See [`Add::late`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub late: bool,
 }
 
 /// From the keeper to the host.

@@ -10,12 +10,12 @@
 //! What a node does not know means nothing to it, and a message that it cannot read changes nothing; what it must understand comes with a new
 //! one of [`VERSIONS`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    annotation::Sidecars,
+    annotation::{Port, Sidecars},
     component::ComponentSpec,
     digest::Digest,
     id::ComponentId,
@@ -182,9 +182,23 @@ pub struct Report {
     /// What became of components.
     #[serde(default)]
     pub components: BTreeMap<ComponentId, ComponentReport>,
-    /// Pods that have not what they should, and why.
+    /// What became of pods.
     #[serde(default)]
-    pub failed_pods: BTreeMap<PodUid, String>,
+    pub pods: BTreeMap<PodUid, PodReport>,
+}
+
+/// What became of a pod on a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodReport {
+    /// The ports that accept connections in it.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub bound: BTreeSet<Port>,
+    /// They may do so only since after its first container began: no CNI plugin has asked for them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub late: bool,
+    /// Why one of them does not, or none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<String>,
 }
 
 /// What became of a component on a node.

@@ -207,7 +207,7 @@ impl Plane {
         Ok(Access { url: control.url(), authority, token: token.into() })
     }
 
-    /// Makes a pod with the annotation on a node; gives its UID. No kubelet runs it.
+    /// Makes a pod with the annotation and the readiness gate on a node; gives its UID. No kubelet runs it.
     ///
     /// # Errors
     ///
@@ -217,7 +217,10 @@ impl Plane {
             &json!({
                 "apiVersion": "v1", "kind": "Pod",
                 "metadata": {"name": name, "namespace": namespace, "annotations": {"pillion.dev/sidecars": sidecars}},
-                "spec": {"nodeName": node, "containers": [{"name": "c", "image": "r.example/c:1"}]},
+                "spec": {
+                    "nodeName": node, "containers": [{"name": "c", "image": "r.example/c:1"}],
+                    "readinessGates": [{"conditionType": "pillion.dev/sidecars"}],
+                },
             })
             .to_string(),
         )?;

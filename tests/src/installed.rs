@@ -131,7 +131,7 @@ impl Installed {
                 "selector": {"matchLabels": {"app": "app"}},
                 "template": {
                     "metadata": {"labels": {"app": "app"}, "annotations": {"pillion.dev/sidecars": sidecars}},
-                    "spec": {"terminationGracePeriodSeconds": 1, "containers": [{
+                    "spec": {"terminationGracePeriodSeconds": 1, "readinessGates": [{"conditionType": "pillion.dev/sidecars"}], "containers": [{
                         "name": "app", "image": BUSYBOX, "imagePullPolicy": "Never",
                         "command": ["sh", "-c", "exec sleep 100000"],
                     }]},

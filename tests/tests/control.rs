@@ -1,8 +1,10 @@
 //! Control and a node, before a real API server: from an annotation and a component to an answer inside the pod, and what goes on
 //! when one of them is away.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
-use pillion_tests::world::World;
+use pillion_tests::{eventually, world::World};
 use serde_json::json;
 
 #[tokio::test]
@@ -66,6 +68,47 @@ async fn an_annotation_that_changes_and_a_pod_that_ends_are_followed() -> Result
     world.closes(&cart, 8081).await?;
     world.plane.delete_pod("shop", "cart")?;
     world.closes(&cart, 8082).await
+}
+
+/// The readiness gate of a pod of the namespace `shop`, as it is written: "True", or nothing.
+fn gate(world: &World, pod: &str) -> Result<String> {
+    let path = r#"jsonpath={.status.conditions[?(@.type=="pillion.dev/sidecars")].status}"#;
+    world.plane.api.kubectl(&["get", "pod", pod, "-n", "shop", "-o", path])
+}
+
+async fn is_open(world: &World, pod: &str) -> Result<()> {
+    let open = async || {
+        let is = gate(world, pod)?;
+        ensure!(is == "True", "it is {is:?}");
+        Ok(())
+    };
+    eventually("an open gate", Duration::from_secs(30), open).await.with_context(|| world.logs())
+}
+
+#[tokio::test]
+async fn what_keeps_a_pod_from_its_sidecars_is_told_and_then_it_is_ready() -> Result<()> {
+    let world = World::start().await?;
+    world.publish("hello", "hello:1", json!({}))?;
+    world.publish("broken", "nothing:1", json!({}))?;
+    let cart = world.pod("shop", "cart", "hello=8081, broken=8082")?;
+    world.answers(&cart, 8081, "/", "hello\n").await?;
+    world.has_event("cart", "SidecarFailed", "nothing:1").await?;
+    ensure!(gate(&world, "cart")?.is_empty(), "one of its sidecars is not served");
+    world.publish("broken", "hello:1", json!({}))?;
+    is_open(&world, "cart").await?;
+    world.has_event("cart", "SidecarServed", "\"broken\"").await?;
+    // What was ready stays so.
+    world.publish("broken", "nothing:1", json!({"access": {"namespaces": ["bank"]}}))?;
+    world.has_event("cart", "SidecarNotAllowed", "\"broken\"").await?;
+    ensure!(gate(&world, "cart")? == "True", "an open gate was closed");
+    // A port that another program of the pod has.
+    let other = cart.listen(8090)?;
+    let annotate = ["annotate", "pod", "cart", "-n", "shop", "--overwrite", "pillion.dev/sidecars=hello=8090"];
+    world.plane.api.kubectl(&annotate)?;
+    world.has_event("cart", "SidecarsNotBound", "port 8090").await?;
+    drop(other);
+    world.answers(&cart, 8090, "/", "hello\n").await?;
+    world.has_event("cart", "SidecarServed", "the sidecars are").await
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use pillion_tests::{
+    cluster::BUSYBOX,
     eventually,
     installed::{Installed, NAMESPACE},
     place, process,
@@ -92,6 +93,8 @@ async fn steps(world: &Installed) -> Result<()> {
     )
     .await?;
     step("an annotation that changes is followed", annotated(world)).await?;
+    step("a pod that gets the annotation when it runs has its sidecars late, and its owner is told", late(world))
+        .await?;
     step("a pod that is deleted leaves nothing behind, and the next one has its sidecars", deleted(world)).await?;
     step("a sidecar that a pod may not have is refused, and its owner told", refused(world)).await?;
     step("an agent whose processes are all killed is there again", killed(world)).await?;
@@ -186,6 +189,33 @@ async fn annotated(world: &Installed) -> Result<()> {
     .await
 }
 
+async fn late(world: &Installed) -> Result<()> {
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "late"},
+        "spec": {"terminationGracePeriodSeconds": 1, "containers": [{
+            "name": "app", "image": BUSYBOX, "imagePullPolicy": "Never", "command": ["sh", "-c", "exec sleep 100000"],
+        }]},
+    });
+    world.cluster.apply(&pod.to_string())?;
+    world.cluster.kubectl(&["wait", "pod", "late", "--for=condition=Ready", "--timeout=60s"])?;
+    world.cluster.kubectl(&["annotate", "pod", "late", "pillion.dev/sidecars=hello=8081"])?;
+    eventually("an answer", SOON, async || {
+        world.cluster.kubectl(&["exec", "late", "--", "wget", "-q", "-O", "-", "http://localhost:8081/"])
+    })
+    .await?;
+    has_event(world, "SidecarsLate", "pillion check").await?;
+    world.cluster.kubectl(&["delete", "pod", "late", "--timeout=60s"]).map(drop)
+}
+
+async fn has_event(world: &Installed, reason: &str, text: &str) -> Result<()> {
+    eventually("an Event", SOON, async || {
+        let events = world.cluster.kubectl(&["get", "events", "--output", "wide"])?;
+        ensure!(events.lines().any(|line| line.contains(reason) && line.contains(text)), "{events}");
+        Ok(())
+    })
+    .await
+}
+
 async fn deleted(world: &Installed) -> Result<()> {
     let app = ["get", "pods", "--selector", "app=app", "--field-selector", "status.phase=Running", "-o"];
     let app = world
@@ -218,13 +248,7 @@ async fn refused(world: &Installed) -> Result<()> {
         Ok(())
     })
     .await?;
-    eventually("an Event", SOON, async || {
-        let events = world.cluster.kubectl(&["get", "events", "--output", "wide"])?;
-        let is_it = |line: &str| line.contains("SidecarNotAllowed") && line.contains("\"closed\"");
-        ensure!(events.lines().any(is_it), "{events}");
-        Ok(())
-    })
-    .await?;
+    has_event(world, "SidecarNotAllowed", "\"closed\"").await?;
     answers(world, "http://localhost:8081/", "hello\n").await
 }
 

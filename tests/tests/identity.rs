@@ -13,7 +13,7 @@ use pillion_tests::{
     control::{AGENT, AUDIENCE, Access, Control, NAMESPACE, Plane},
     eventually, wait_until,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -220,4 +220,39 @@ async fn a_leader_that_stood_still_serves_nobody_when_it_goes_on() -> Result<()>
     })
     .await
     .with_context(|| world.control.log())
+}
+
+/// Makes an authority of control's older by so many days.
+fn age(plane: &Plane, which: usize, days: u64) -> Result<()> {
+    let secret = ["secret", "pillion-control-ca", "-n", NAMESPACE];
+    let template = r#"go-template={{index .data "authorities.json" | base64decode}}"#;
+    let text = plane.api.kubectl(&[&["get"], &secret[..], &["-o", template]].concat())?;
+    let mut authorities: Value = serde_json::from_str(&text)?;
+    let made = authorities.pointer_mut(&format!("/{which}/made")).context("there is no such authority")?;
+    *made = json!(made.as_u64().context("no time")? - days * 86_400);
+    let patch = json!({"stringData": {"authorities.json": authorities.to_string()}}).to_string();
+    plane.api.kubectl(&[&["patch"], &secret[..], &["--type", "merge", "--patch", &patch]].concat()).map(drop)
+}
+
+#[tokio::test]
+async fn nodes_know_the_next_authority_before_it_signs() -> Result<()> {
+    let mut world = World::start().await?;
+    let first = world.plane.token_file("first", &read(&world.access.authority)?)?;
+    let status = |access: &Access| Ok::<_, anyhow::Error>(ask(access, "/v1/stream", &world.token, 2)?.status);
+    let known_to = |access: &Access, authority: &Path| Access { authority: authority.into(), ..access.clone() };
+    age(&world.plane, 0, 400)?;
+    world.control.kill()?;
+    let mut control = world.plane.leader("control-1").await?;
+    let access = world.plane.access(&control, &world.access.token)?;
+    ensure!(read(&access.authority)?.matches("BEGIN CERTIFICATE").count() == 2, "the next one is not there");
+    ensure!(status(&access)? == 200 && status(&known_to(&access, &first))? == 200, "the first one signs no more");
+    // A node that has heard of it needs nothing new when it signs.
+    let both = world.plane.token_file("both", &read(&access.authority)?)?;
+    age(&world.plane, 1, 2)?;
+    control.kill()?;
+    let control = world.plane.leader("control-2").await?;
+    let access = world.plane.access(&control, &world.access.token)?;
+    ensure!(status(&known_to(&access, &both))? == 200, "it is not trusted");
+    ensure!(status(&known_to(&access, &first))? == 0, "the first one signs still");
+    Ok(())
 }

@@ -74,6 +74,8 @@ pub struct ListedPod {
     pub is_mirror: bool,
     /// It has the node's network.
     pub host_network: bool,
+    /// It counts as ready only when its sidecars are served.
+    pub gated: bool,
     /// What runs it, if that is not what usually does.
     pub runtime_class: Option<String>,
     /// What its annotation says, or what is wrong with it.
@@ -82,7 +84,7 @@ pub struct ListedPod {
 
 impl ListedPod {
     /// The component of this name as the pod's namespace sees it.
-    fn seen_as(&self, name: &Name) -> Option<ComponentId> {
+    pub fn seen_as(&self, name: &Name) -> Option<ComponentId> {
         Some(ComponentId::in_namespace(self.pod.namespace.parse().ok()?, name.clone()))
     }
 
@@ -211,8 +213,13 @@ impl Catalog {
         self.by_name.get(name).into_iter().flatten()
     }
 
+    /// The pods of a node.
+    pub fn pods_on(&self, node: &str) -> impl Iterator<Item = &ApiUid> {
+        self.by_node.get(node).into_iter().flatten()
+    }
+
     /// What a name means to a pod: the component of its namespace, else the cluster's.
-    fn resolve(&self, pod: &ListedPod, name: &Name) -> Option<(ComponentId, &Published)> {
+    pub fn resolve(&self, pod: &ListedPod, name: &Name) -> Option<(ComponentId, &Published)> {
         pod.meanings(name).find_map(|id| Some((id.clone(), self.components.get(&id)?)))
     }
 
@@ -247,4 +254,4 @@ fn remove_from<K: std::hash::Hash + Eq>(index: &mut HashMap<K, BTreeSet<ApiUid>>
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -14,7 +14,7 @@ fn image(text: &str) -> Published {
     Published::new(Ok(ComponentSpec::new(Image::Reference(text.parse().unwrap())).into()), None)
 }
 
-pub(super) fn pod(namespace: &str, name: &str, node: &str, sidecars: &str) -> (ApiUid, ListedPod) {
+pub(crate) fn pod(namespace: &str, name: &str, node: &str, sidecars: &str) -> (ApiUid, ListedPod) {
     let pod = Pod { uid: name.parse().unwrap(), namespace: namespace.into(), name: name.into() };
     let listed = ListedPod {
         pod,
@@ -22,6 +22,7 @@ pub(super) fn pod(namespace: &str, name: &str, node: &str, sidecars: &str) -> (A
         service_account: "default".into(),
         is_mirror: false,
         host_network: false,
+        gated: false,
         runtime_class: None,
         sidecars: sidecars.parse(),
     };

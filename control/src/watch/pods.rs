@@ -256,10 +256,10 @@ impl Pods {
         let (Some(node), Ok(runtime_uid)) = (whole.node, seen.runtime_uid.parse()) else { return };
         let Seen { namespace, name, annotation, is_mirror, .. } = seen;
         let pod = pillion_protocol::pod::Pod { uid: runtime_uid, namespace, name };
-        let Whole { service_account, host_network, runtime_class, .. } = whole;
+        let Whole { service_account, host_network, gated, runtime_class, .. } = whole;
         let (node, sidecars) = (node.into(), annotation.parse());
-        self.control
-            .set_pod(uid, ListedPod { pod, node, service_account, is_mirror, host_network, runtime_class, sidecars });
+        let listed = ListedPod { pod, node, service_account, is_mirror, host_network, gated, runtime_class, sidecars };
+        self.control.set_pod(uid, listed);
     }
 }
 
@@ -269,6 +269,7 @@ impl From<&ListedPod> for Whole {
             node: Some(pod.node.to_string()),
             service_account: pod.service_account.clone(),
             host_network: pod.host_network,
+            gated: pod.gated,
             runtime_class: pod.runtime_class.clone(),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodReadinessGate};
 use kube::{
     Api, Client, ResourceExt,
     api::{ApiResource, ListParams},
@@ -12,6 +12,7 @@ use serde::Deserialize;
 use tokio::time::timeout;
 
 use super::LIVING;
+use crate::readiness::READINESS;
 
 /// How long the API server may take for an answer.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -31,6 +32,7 @@ pub(super) struct Whole {
     pub(super) node: Option<String>,
     pub(super) service_account: String,
     pub(super) host_network: bool,
+    pub(super) gated: bool,
     pub(super) runtime_class: Option<String>,
 }
 
@@ -42,6 +44,7 @@ struct Spec {
     service_account_name: Option<String>,
     host_network: Option<bool>,
     runtime_class_name: Option<String>,
+    readiness_gates: Vec<PodReadinessGate>,
 }
 
 type WholePod = Object<Spec, NotUsed>;
@@ -100,6 +103,7 @@ impl From<Spec> for Whole {
             node: text(spec.node_name),
             service_account: text(spec.service_account_name).unwrap_or_else(|| "default".into()),
             host_network: spec.host_network.unwrap_or_default(),
+            gated: spec.readiness_gates.iter().any(|gate| gate.condition_type == READINESS),
             runtime_class: text(spec.runtime_class_name),
         }
     }
@@ -116,10 +120,12 @@ mod tests {
         let whole = |spec| Whole::from(serde_json::from_value::<Spec>(spec).unwrap());
         let bare = Whole { service_account: "default".into(), ..Whole::default() };
         assert_eq!(whole(json!({"containers": [], "nodeName": ""})), bare);
-        let said =
-            json!({"nodeName": "a", "serviceAccountName": "teller", "hostNetwork": true, "runtimeClassName": "gvisor"});
+        let said = json!({"nodeName": "a", "serviceAccountName": "teller", "hostNetwork": true, "runtimeClassName": "gvisor", "readinessGates": [{"conditionType": "other"}, {"conditionType": "pillion.dev/sidecars"}]});
         let (node, runtime_class) = (Some("a".into()), Some("gvisor".into()));
-        assert_eq!(whole(said), Whole { node, service_account: "teller".into(), host_network: true, runtime_class });
+        assert_eq!(
+            whole(said),
+            Whole { node, service_account: "teller".into(), host_network: true, gated: true, runtime_class }
+        );
     }
 
     #[test]

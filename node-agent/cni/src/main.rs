@@ -83,7 +83,7 @@ fn add(environment: &Environment, config: &Config<'_>) -> Result<String, Failure
     let path = environment.netns.as_deref().ok_or_else(|| Failure::environment("CNI_NETNS is not set"))?;
     let netns = File::open(path).map_err(|error| Failure::netns(path, &error))?;
     let (pod, sandbox) = (environment.pod.clone()?, environment.sandbox.clone());
-    let call = Call::Add(Add { pod, sandbox, netns: without_links(path), sidecars, wait: config.wait()? });
+    let call = Call::Add(Add { pod, sandbox, netns: without_links(path), sidecars, wait: config.wait()?, late: false });
     match keeper::ask(&config.socket, call, Some(netns.as_fd()), ADD)? {
         Answer::Done => Ok(result.get().to_owned()),
         Answer::Refused(why) => Err(Failure::refused(why)),

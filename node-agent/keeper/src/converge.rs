@@ -75,6 +75,12 @@ impl Keeper {
             self.hosts.tell_of(pod);
         }
         match bound {
+            Ok(()) if pod.is_whole(&self.entrance) => {
+                // Should it fail again, that is news.
+                if let Some(desired) = self.desired.get_mut(uid) {
+                    desired.failure = None;
+                }
+            }
             Ok(()) => {}
             // After a restart the host may still have it, and hands it back when it connects.
             Err(Refusal::Bind(error)) if error.error.kind() == io::ErrorKind::AddrInUse && self.hosts.count() == 0 => {}
@@ -93,7 +99,7 @@ impl Keeper {
             let (pod, sidecars) = (desired.pod.clone(), desired.sidecars.clone());
             let netns = found.map_err(|_| NetnsError::HostNetwork).and_then(|Found { sandbox, netns }| {
                 let identified = self.entrance.open(&netns)?;
-                Ok((Add { pod, sandbox, netns, sidecars, wait: Wait::Bound }, identified))
+                Ok((Add { pod, sandbox, netns, sidecars, wait: Wait::Bound, late: true }, identified))
             });
             match netns {
                 Ok((add, netns)) => {

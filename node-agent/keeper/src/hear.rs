@@ -111,7 +111,7 @@ impl Keeper {
     /// Takes listeners that the host or another keeper had, if they are what they should be. A pod that is not known yet, because
     /// the state file was lost, is known then.
     pub fn take_back(&mut self, endpoint: &Endpoint, descriptors: Vec<OwnedFd>) -> Taken {
-        let Endpoint { pod, sandbox, netns, netns_cookie, name, port } = endpoint.clone();
+        let Endpoint { pod, sandbox, netns, netns_cookie, name, port, late } = endpoint.clone();
         let uid = pod.uid.clone();
         if self.ended.contains_key(&sandbox) {
             return Taken::Gone;
@@ -128,7 +128,7 @@ impl Keeper {
             if let Err(full) = self.capacity.allows(self.hosts.listeners_max(), pods, held, 1) {
                 return Taken::Unseen(full.to_string());
             }
-            let add = Add { pod, sandbox, netns, sidecars: sidecar.clone().into(), wait: Wait::Bound };
+            let add = Add { pod, sandbox, netns, sidecars: sidecar.clone().into(), wait: Wait::Bound, late };
             let pod = Pod { learned: true, ..Pod::new(add, found) };
             pod.log("known again, by what another process held of it");
             self.pods.insert(uid.clone(), pod);

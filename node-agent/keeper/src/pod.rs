@@ -132,6 +132,7 @@ impl Pod {
             netns_cookie: self.netns.id.cookie,
             name: name.clone(),
             port: *port,
+            late: self.add.late,
         })
     }
 }

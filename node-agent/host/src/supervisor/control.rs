@@ -19,7 +19,7 @@ use pillion_protocol::{
     name::Name,
     pod::{Pod, PodUid},
     reference::Reference,
-    stream::{ComponentReport, Report, ToNode, WantedPod},
+    stream::{ComponentReport, PodReport, Report, ToNode, WantedPod},
 };
 
 use super::{BindingKey, Input, Supervisor, child, message::ToWorker};
@@ -218,6 +218,17 @@ impl Supervisor {
         }
     }
 
+    /// A port of a pod accepts connections. What kept it from that is past when all that it names do.
+    pub(super) fn bound_of(&mut self, uid: &PodUid) {
+        let bound = |port| self.desired.bindings.contains_key(&(Some(uid.clone()), port));
+        let control = self.desired.control.as_ref();
+        let wanted = control.and_then(|control| control.told.pods().find(|wanted| wanted.pod.uid == *uid));
+        if wanted.is_none_or(|wanted| wanted.sidecars.iter().all(|sidecar| bound(sidecar.port))) {
+            self.failures_of(uid, None);
+        }
+        self.report_soon();
+    }
+
     /// Why a pod has not what it should; `None` if it has.
     pub(super) fn failures_of(&mut self, uid: &PodUid, why: Option<String>) {
         let Some(control) = &mut self.desired.control else { return };
@@ -273,10 +284,17 @@ impl Supervisor {
             let report = ComponentReport { version: Clone::clone(version), digest, failure: known.failure.clone() };
             Some((id.clone(), report))
         };
-        Report {
-            components: control.told.components().filter_map(of_component).collect(),
-            failed_pods: control.failed.clone(),
+        let mut pods: BTreeMap<PodUid, PodReport> = BTreeMap::new();
+        for ((uid, port), bound) in &self.desired.bindings {
+            let (Some(uid), Some(endpoint)) = (uid, &bound.endpoint) else { continue };
+            let pod = pods.entry(uid.clone()).or_default();
+            pod.bound.insert(*port);
+            pod.late |= endpoint.late;
         }
+        for (uid, why) in &control.failed {
+            pods.entry(uid.clone()).or_default().failure = Some(why.clone());
+        }
+        Report { components: control.told.components().filter_map(of_component).collect(), pods }
     }
 
     /// What a pod's binding is to its component.

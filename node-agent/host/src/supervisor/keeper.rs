@@ -186,7 +186,7 @@ impl Supervisor {
         };
         let listeners: Vec<_> = descriptors.into_iter().filter(is_good).collect();
         let key = (Some(pod.uid.clone()), port);
-        self.failures_of(&pod.uid, None);
+        let uid = pod.uid.clone();
         let (component, verdict) = (self.component_of(&pod, &name), self.verdict(&pod.uid, &name));
         let binding = Binding { component, name, port, pod: Some(pod), verdict };
         let served = self.desired.bindings.get(&key).is_some_and(|known| {
@@ -201,6 +201,7 @@ impl Supervisor {
                 self.tell_fate(&binding.component);
             }
             self.desired.bindings.insert(key, Bound { binding, listeners, endpoint: Some(endpoint) });
+            self.bound_of(&uid);
         }
     }
 
@@ -208,6 +209,7 @@ impl Supervisor {
         self.desired.bindings.remove(key);
         if let (Some(pod), port) = key {
             self.tell(&ToWorker::Unbind(pod.clone(), *port));
+            self.report_soon();
         }
     }
 }
