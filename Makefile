@@ -16,7 +16,7 @@ help:
 	@echo "make run    serve the three sidecars of deploy/catalog"
 	@echo "make cluster  a whole cluster on this machine, with Pillion and a sample app on it (root)"
 	@echo "make test   every test"
-	@echo "make soak   what takes long: many deaths, upgrades, pods and pulls, with figures (7 minutes)"
+	@echo "make soak   what takes long: many deaths, upgrades, pods and pulls, with figures (20 minutes)"
 	@echo "make lint   format and clippy"
 	@echo "make doc    the API's documentation"
 	@echo "make bench  the benches (bench-short: a quick look)"
