@@ -10,11 +10,16 @@ unexport RUST_BACKTRACE
 
 SIDECARS := jwt-authz flags whoami
 
-.PHONY: help build catalog guests run cluster test soak lint doc bench bench-short deny
+IMAGE ?= pillion.test/pillion:1
+IMAGE_FILE ?= $(CACHE)/image.tar
+
+.PHONY: help build catalog guests run cluster image image-test test soak lint doc bench bench-short deny
 
 help:
 	@echo "make run    serve the three sidecars of deploy/catalog"
 	@echo "make cluster  a whole cluster on this machine, with Pillion and a sample app on it (root)"
+	@echo "make image  the image that the chart installs, of static programs: IMAGE=$(IMAGE) into $(IMAGE_FILE)"
+	@echo "make image-test  what the whole cluster's test says of that image (root)"
 	@echo "make test   every test"
 	@echo "make soak   what takes long: many deaths, upgrades, pods and pulls, with figures (20 minutes)"
 	@echo "make lint   format and clippy"
@@ -42,6 +47,15 @@ run: catalog
 cluster: build catalog
 	tests/setup test
 	cargo run --locked -p pillion-tests --bin try-cluster
+
+image:
+	tests/setup image
+	deploy/image $(IMAGE) $(IMAGE_FILE)
+
+image-test: build guests
+	$(MAKE) --no-print-directory image IMAGE=pillion.test/pillion:1
+	tests/setup test
+	PILLION_IMAGE=$(IMAGE_FILE) cargo test --locked -p pillion-tests --test e2e -- --nocapture
 
 test: build catalog guests
 	tests/setup test

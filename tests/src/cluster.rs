@@ -187,11 +187,20 @@ impl Cluster {
         self.load(Image::of_files(name, files, self.claim.folder())?, command).with_context(|| name.to_owned())
     }
 
-    fn load(&self, image: Image, does: &[&str]) -> Result<()> {
+    /// Loads an archive of images.
+    ///
+    /// # Errors
+    ///
+    /// One that is none.
+    pub fn load_archive(&self, archive: &Path) -> Result<()> {
         let mut import = command("ctr");
         import.arg("--address").arg(self.claim.folder().join("containerd.sock"));
         import.args(["--namespace", "k8s.io", "images", "import", "--snapshotter", "native"]);
-        image.archive(does, |archive| run(import.arg(archive)).map(drop))
+        run(import.arg(archive)).map(drop)
+    }
+
+    fn load(&self, image: Image, does: &[&str]) -> Result<()> {
+        image.archive(does, |archive| self.load_archive(archive))
     }
 
     /// The API server.

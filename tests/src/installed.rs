@@ -15,7 +15,11 @@ use crate::{
     registry::Registry,
 };
 
-/// The image that the chart is told, with this machine's programs in it.
+/// Where the archive of an image is that is to be installed, made by `deploy/image pillion.test/pillion:1`; one of the programs that are
+/// built for tests otherwise.
+const ARCHIVE: &str = "PILLION_IMAGE";
+
+/// The image that the chart is told.
 const IMAGE: &str = "pillion.test/pillion";
 const TAG: &str = "1";
 
@@ -40,7 +44,7 @@ pub struct Installed {
 }
 
 impl Installed {
-    /// Starts a cluster and a registry, and makes the image of this machine's programs.
+    /// Starts a cluster and a registry, and loads the image.
     ///
     /// # Errors
     ///
@@ -48,11 +52,10 @@ impl Installed {
     pub async fn prepare() -> Result<Self> {
         let (cluster, registry) = (Cluster::whole().await?, Registry::start().await?);
         let host = format!("{}:{}", cluster.node_address(), forward(cluster.node_address(), registry.port()).await?);
-        let places = PROGRAMS.map(|name| format!("/{name}"));
-        let files = PROGRAMS.iter().zip(&places).map(|(name, place)| Ok((program::named(name)?, place.as_str())));
-        let mut files = files.collect::<Result<Vec<_>>>()?;
-        files.push((AUTHORITIES.into(), AUTHORITIES));
-        cluster.load_image(&format!("{IMAGE}:{TAG}"), &files, &["/pillion"])?;
+        match std::env::var_os(ARCHIVE) {
+            Some(archive) => cluster.load_archive(archive.as_ref())?,
+            None => load_programs(&cluster)?,
+        }
         let values = cluster.cni_conf().with_file_name("values.yaml");
         let settings = json!({
             "image": {"repository": IMAGE, "tag": TAG, "pullPolicy": "Never"},
@@ -186,6 +189,15 @@ impl Drop for Installed {
         }
         _ = std::fs::remove_dir("/run/pillion");
     }
+}
+
+/// Makes the image of the programs that are built for tests.
+fn load_programs(cluster: &Cluster) -> Result<()> {
+    let places = PROGRAMS.map(|name| format!("/{name}"));
+    let files = PROGRAMS.iter().zip(&places).map(|(name, place)| Ok((program::named(name)?, place.as_str())));
+    let mut files = files.collect::<Result<Vec<_>>>()?;
+    files.push((AUTHORITIES.into(), AUTHORITIES));
+    cluster.load_image(&format!("{IMAGE}:{TAG}"), &files, &["/pillion"])
 }
 
 /// What a command prints; if it fails, all that it has said is the error.

@@ -191,6 +191,9 @@ pub const SPAWNING: &[i64] = &[
     SYS_pidfd_send_signal,
     #[cfg(target_arch = "x86_64")]
     SYS_vfork,
+    // How musl begins one that is to do something before it is another program.
+    #[cfg(target_arch = "x86_64")]
+    SYS_fork,
 ];
 
 /// Network namespaces.

@@ -63,9 +63,10 @@ pub fn set_thread_class(thread: i32, class: ThreadClass) -> io::Result<()> {
         ThreadClass::Normal => libc::SCHED_OTHER,
         ThreadClass::Idle => libc::SCHED_IDLE,
     };
-    let param = libc::sched_param { sched_priority: 0 };
-    // SAFETY: the call reads `param`, which lives until it returns, and changes no memory of ours.
-    match unsafe { libc::sched_setscheduler(thread, policy, &raw const param) } {
+    // The kernel's `sched_param`. Not by the C library: musl's function only says that it is not there.
+    let priority: libc::c_int = 0;
+    // SAFETY: the call reads `priority`, which lives until it returns, and changes no memory of ours.
+    match unsafe { libc::syscall(libc::SYS_sched_setscheduler, thread, policy, &raw const priority) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
