@@ -201,6 +201,8 @@ fn removal(pod: &PodSpec) -> Result<Value> {
         container.name = name.into();
         container.command = Some(command.iter().map(ToString::to_string).collect());
         container.args = Some(args);
+        // No init container may have one.
+        container.readiness_probe = None;
         // Another user's folders are removed by it, too.
         container.security_context.get_or_insert_default().capabilities.get_or_insert_default().add =
             Some(vec!["DAC_OVERRIDE".into()]);
@@ -244,7 +246,7 @@ mod tests {
             "initContainers": [{"name": "folders", "image": "i", "args": ["--host-uid=1"], "volumeMounts": [{"name": "run", "mountPath": "/run/pillion"}]}],
             "containers": [
                 {"name": "keeper", "image": "i"},
-                {"name": "cni", "image": "i", "args": ["--plugin=/pillion-cni", "--bin-dir=/b", "--conf-dir=/c", "--cni-socket=/s"]},
+                {"name": "cni", "image": "i", "readinessProbe": {"periodSeconds": 5}, "args": ["--plugin=/pillion-cni", "--bin-dir=/b", "--conf-dir=/c", "--cni-socket=/s"]},
             ],
         }))
         .unwrap()
@@ -255,6 +257,7 @@ mod tests {
         let patch = removal(&agent()).unwrap();
         let spec = &patch["spec"]["template"]["spec"];
         assert_eq!(spec["initContainers"][0]["args"], json!(["--bin-dir=/b", "--conf-dir=/c"]));
+        assert!(spec["initContainers"][0].get("readinessProbe").is_none(), "the API server refuses it");
         assert_eq!(spec["initContainers"][1]["command"], json!(["/pillion-keeper", "remove-folders"]));
         assert_eq!(spec["initContainers"][1]["volumeMounts"][0]["name"], "run");
         assert_eq!(spec["containers"].as_array().unwrap().len(), 1);

@@ -5,7 +5,7 @@ use k8s_openapi::{
     api::{
         apps::v1::{DaemonSet, Deployment},
         coordination::v1::Lease,
-        core::v1::{Node, Pod},
+        core::v1::{Event, Node, Pod},
         node::v1::RuntimeClass,
     },
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
@@ -61,6 +61,8 @@ pub struct Cluster {
     pub agent: Looked<Option<DaemonSet>>,
     /// The agent's pods.
     pub agents: Looked<Vec<Pod>>,
+    /// What the kubelet says of those that are not ready.
+    pub agent_events: Looked<Vec<Event>>,
     /// All nodes.
     pub nodes: Looked<Vec<Node>>,
     /// How pods may be run.
@@ -101,6 +103,12 @@ impl Cluster {
             definitions: there().await,
             control: one(&Api::namespaced(client.clone(), namespace), &place.control_deployment).await,
             lease: one(&Api::namespaced(client.clone(), namespace), LEASE).await,
+            agent_events: all(
+                &Api::namespaced(client.clone(), namespace),
+                ListParams::default().fields("involvedObject.kind=Pod,reason=Unhealthy"),
+                |_| true,
+            )
+            .await,
             agents: all(&in_namespace, ListParams::default().labels(&selector), |_| true).await,
             agent,
             nodes: all(&Api::all(client.clone()), ListParams::default(), |_| true).await,

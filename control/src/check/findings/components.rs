@@ -5,6 +5,9 @@ use kube::ResourceExt;
 use super::{Cluster, Finding, seen};
 use crate::resource::{ClusterComponent, Component, ComponentStatus, ConditionStatus, ConditionType};
 
+/// The reason of a component whose image control cannot read.
+const UNREAD: &str = "Unread";
+
 pub(super) fn findings(cluster: &Cluster) -> Vec<Finding> {
     let of_namespaces = seen("Components", &cluster.components, |all| {
         let each = |of: &Component| {
@@ -31,10 +34,19 @@ fn of_component(about: String, status: Option<&ComponentStatus>) -> Option<Findi
             .into_iter()
             .find(move |condition| condition.kind == kind && condition.status == ConditionStatus::False)
     };
-    let condition = is_false(ConditionType::Accepted).or_else(|| is_false(ConditionType::Ready))?;
+    let resolved = is_false(ConditionType::Resolved);
+    let condition = is_false(ConditionType::Accepted)
+        .or_else(|| resolved.filter(|condition| condition.reason != UNREAD))
+        .or_else(|| is_false(ConditionType::Ready))
+        .or(resolved)?;
     let found = format!("{}: {}", condition.reason, condition.message);
     Some(match condition.reason.as_str() {
         "Preparing" => Finding::warning(about, found, "wait; if it stays so, see the logs of the nodes' agents"),
+        UNREAD => Finding::warning(
+            about,
+            found,
+            "nodes that serve it may not all have the same: let control read it too, by imagePullSecrets or the chart's registries",
+        ),
         _ => {
             Finding::problem(about, found, "correct what the message names: the component, its image, or its registry")
         }

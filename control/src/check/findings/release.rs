@@ -1,8 +1,8 @@
 //! Kubernetes, and what there is of us.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::core::v1::{Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Event, Pod, PodSpec};
 
 use super::{Cluster, Finding, named, nodes, numbers, seen};
 use crate::uninstall;
@@ -21,6 +21,7 @@ pub(super) fn findings(cluster: &Cluster) -> Vec<Finding> {
         lease(cluster),
         agent(cluster),
         without_agent(cluster),
+        unready(cluster),
         images(cluster),
     ]
     .concat()
@@ -140,6 +141,26 @@ fn without_agent(cluster: &Cluster) -> Vec<Finding> {
         let advice =
             "pods there have no sidecars; is the node excluded by a selector or a taint, or has its agent failed?";
         vec![Finding::warning(about, without, advice)]
+    })
+}
+
+/// What the agents say that are not ready, each once with its nodes.
+fn unready(cluster: &Cluster) -> Vec<Finding> {
+    let Ok(agents) = &cluster.agents else { return Vec::new() };
+    seen("what agents say that are not ready", &cluster.agent_events, |events| {
+        let mut nodes: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for pod in agents.iter().filter(|pod| !is_ready(pod)) {
+            let of_pod = |event: &&Event| event.involved_object.uid == pod.metadata.uid;
+            let newest = events.iter().filter(of_pod).max_by_key(|event| event.last_timestamp.as_ref().map(|at| at.0));
+            if let (Some(said), Some(node)) = (newest.and_then(|event| event.message.as_deref()), node_of(pod)) {
+                nodes.entry(said.trim()).or_default().insert(node);
+            }
+        }
+        let finding = |(said, nodes): (&str, BTreeSet<&str>)| {
+            let about = format!("the agent on {}", named(nodes.into_iter()));
+            Finding::problem(about, said, "mend what it names; the agent looks again by itself")
+        };
+        nodes.into_iter().map(finding).collect()
     })
 }
 

@@ -15,7 +15,7 @@ fn well() -> Cluster {
         "kernelVersion": "6.8.0-31-generic", "containerRuntimeVersion": "containerd://1.7.2", "operatingSystem": "linux",
         "architecture": "amd64", "bootID": "", "kubeProxyVersion": "", "kubeletVersion": "", "machineID": "", "osImage": "", "systemUUID": "",
     }}});
-    let agent = json!({"metadata": {"name": "pillion-agent-a"}, "spec": {"nodeName": "a", "containers": []}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+    let agent = json!({"metadata": {"name": "pillion-agent-a", "uid": "u"}, "spec": {"nodeName": "a", "containers": []}, "status": {"conditions": [{"type": "Ready", "status": "True"}]}});
     let status = json!({
         "currentNumberScheduled": 1, "desiredNumberScheduled": 1, "numberMisscheduled": 0, "numberReady": 1, "updatedNumberScheduled": 1,
     });
@@ -42,6 +42,13 @@ fn well() -> Cluster {
             json!({"metadata": {}, "spec": {"selector": {}, "template": template}, "status": status}),
         ))),
         agents: Ok(vec![read(agent)]),
+        agent_events: Ok(vec![
+            event("Readiness probe failed: it begins", "2026-01-01T00:00:01Z"),
+            event(
+                "Readiness probe failed: pillion-keeper: the entry is not in 10-net.conflist",
+                "2026-01-01T00:00:03Z",
+            ),
+        ]),
         nodes: Ok(vec![read(node)]),
         runtime_classes: Ok(vec![read(json!({"metadata": {"name": "sandboxed"}, "handler": "runsc"}))]),
         pods: Ok(vec![pod("clock=8081", json!({}))]),
@@ -55,6 +62,10 @@ fn pod(sidecars: &str, more: Value) -> Pod {
     spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     let metadata = json!({"name": "cart", "namespace": "shop", "annotations": {"pillion.dev/sidecars": sidecars}});
     read(json!({"metadata": metadata, "spec": spec}))
+}
+
+fn event(message: &str, at: &str) -> k8s_openapi::api::core::v1::Event {
+    read(json!({"metadata": {}, "involvedObject": {"uid": "u"}, "message": message, "lastTimestamp": at}))
 }
 
 fn component(kind: &str, status: &str, reason: &str, message: &str) -> crate::resource::ClusterComponent {
@@ -81,7 +92,7 @@ fn what_is_wrong_is_named_with_what_to_do() {
             (info.kernel_version, info.container_runtime_version) = (kernel.into(), runtime.into());
         }
     };
-    let table: [(Change, Level, &str); 22] = [
+    let table: [(Change, Level, &str); 25] = [
         (
             |of| {
                 for component in of.cluster_components.iter_mut().flatten() {
@@ -99,6 +110,14 @@ fn what_is_wrong_is_named_with_what_to_do() {
         (|of| of.now = "2026-01-01T00:10:00Z".parse().unwrap(), Level::Problem, "has not renewed its Lease for 592 s"),
         (|of| of.agent = Ok(None), Level::Problem, "there is no DaemonSet \"pillion-agent\""),
         (|of| of.agents = Ok(vec![]), Level::Warning, "nodes without a ready agent: a"),
+        (
+            |of| {
+                let agent = &mut of.agents.as_mut().unwrap()[0];
+                agent.status.as_mut().unwrap().conditions.as_mut().unwrap()[0].status = "False".into();
+            },
+            Level::Problem,
+            "the agent on a: Readiness probe failed: pillion-keeper: the entry is not in 10-net.conflist",
+        ),
         (|of| of.agents = Err("no answer".into()), Level::Unknown, "nodes without a ready agent: no answer"),
         (
             |of| {
@@ -160,6 +179,16 @@ fn what_is_wrong_is_named_with_what_to_do() {
             "Preparing",
         ),
         (|of| of.cluster_components = Ok(vec![component("Ready", "Unknown", "NotBound", "")]), Level::Ok, ""),
+        (
+            |of| of.cluster_components = Ok(vec![component("Resolved", "False", "ImageRefused", "a tar")]),
+            Level::Problem,
+            "ImageRefused: a tar",
+        ),
+        (
+            |of| of.cluster_components = Ok(vec![component("Resolved", "False", "Unread", "HTTP 401")]),
+            Level::Warning,
+            "Unread: HTTP 401",
+        ),
     ];
     for (change, level, expected) in table {
         let mut cluster = well();

@@ -1,4 +1,4 @@
-//! `install-cni` and `uninstall-cni`: put the CNI plugin on a node, keep it there, and take it away again.
+//! `install-cni`, `cni-status` and `uninstall-cni`: put the CNI plugin on a node, keep it there, see whether it is, and take it away again.
 //!
 //! | file | holds |
 //! |---|---|
@@ -6,6 +6,7 @@
 //! | [`fight`] | when to stop putting back what somebody else keeps removing, decided without IO |
 //! | [`folder`] | reads files, and replaces them whole |
 //! | `installer` | compares desired and real, again and again |
+//! | `status` | sees whether the runtime finds the plugin |
 //! | `uninstall` | takes everything away |
 //! | [`watch`] | waits for changes and signals |
 
@@ -13,6 +14,7 @@ pub mod conflist;
 pub mod fight;
 pub mod folder;
 mod installer;
+mod status;
 mod uninstall;
 pub mod watch;
 
@@ -29,6 +31,10 @@ pub enum Command {
     ///
     /// It runs until SIGTERM or SIGINT and then removes nothing: see uninstall-cni.
     InstallCni(Install),
+    /// Shows where the CNI plugin's entry is. Fails when the runtime does not find the plugin, and says why.
+    ///
+    /// It changes nothing. What counts is the configuration that the runtime uses, the first by name: for a readiness probe.
+    CniStatus(CniStatus),
     /// Takes the CNI plugin off this node.
     ///
     /// The entry goes out of every file first, then the plugin's binary is removed. What is gone already is no error. Stop install-cni before.
@@ -67,6 +73,17 @@ pub struct Install {
     once: bool,
 }
 
+/// What `cni-status` is told.
+#[derive(Clone, Debug, clap::Args)]
+pub struct CniStatus {
+    #[command(flatten)]
+    folders: Folders,
+    /// The keeper's socket as it is to be in the entry
+    #[arg(long, value_name = "PATH", default_value = "/run/pillion/keeper/cni.sock", env = "PILLION_CNI_SOCKET")]
+    #[arg(value_parser = socket)]
+    cni_socket: String,
+}
+
 /// What `uninstall-cni` is told.
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = "Example:
@@ -93,6 +110,7 @@ impl Command {
     pub fn run(&self) -> anyhow::Result<()> {
         match self {
             Self::InstallCni(install) => install.run(),
+            Self::CniStatus(status) => status.run(),
             Self::UninstallCni(uninstall) => uninstall.run(),
         }
     }
