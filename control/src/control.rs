@@ -5,11 +5,17 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
 };
 
-use pillion_protocol::{id::ComponentId, stream::Report};
+use pillion_protocol::{
+    id::ComponentId,
+    resolution::{Question, Resolution},
+    stream::{Report, WantedComponent},
+};
 use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::{
     catalog::{ApiUid, Catalog, ListedPod, NodeName, Published, View},
+    resolve::Images,
+    resource::{Access, Rejection},
     serve::session::Sessions,
     settings::Settings,
 };
@@ -27,9 +33,13 @@ pub struct Control {
     pub reviews: Semaphore,
     /// Whether this replica serves nodes and writes.
     pub leading: watch::Sender<Leading>,
+    /// Locked before the catalog, where both are.
+    images: Mutex<Images>,
     catalog: RwLock<Catalog>,
     listed: watch::Sender<Listed>,
     reports: Mutex<HashMap<NodeName, Report>>,
+    /// Components whose registries are to be asked.
+    unresolved: Due<ComponentId>,
     /// Components whose status may be another one.
     unsettled: Due<ComponentId>,
     /// Pods whose sidecars may be served or not otherwise than before.
@@ -107,9 +117,11 @@ impl Control {
             sessions: Sessions::default(),
             reviews: Semaphore::new(REVIEWS),
             leading: watch::Sender::default(),
+            images: Mutex::default(),
             catalog: RwLock::default(),
             listed: watch::Sender::default(),
             reports: Mutex::default(),
+            unresolved: Due::default(),
             unsettled: Due::default(),
             changed_pods: Due::default(),
             gated_pods: Due::default(),
@@ -126,8 +138,62 @@ impl Control {
         self.sessions.tell(&nodes);
     }
 
-    /// A component is new or has changed; `None` if it is no more.
-    pub fn publish(&self, id: ComponentId, published: Option<Published>) {
+    /// A component is new or has changed; `resolved` is what its status has of its image, if it was looked at.
+    pub fn accept(
+        &self,
+        id: ComponentId,
+        accepted: Result<WantedComponent, Rejection>,
+        access: Option<Access>,
+        resolved: Option<&str>,
+    ) {
+        let mut images = self.images();
+        let before = self.catalog().published(&id).cloned();
+        let (published, ask) = images.accept(&id, accepted, access, resolved, before.as_ref());
+        // Still locked: what is decided later is published later.
+        self.publish(id.clone(), Some(published));
+        if ask {
+            self.unresolved.add([id]);
+        }
+    }
+
+    /// A component is no more.
+    pub fn remove(&self, id: ComponentId) {
+        let mut images = self.images();
+        images.remove(&id);
+        self.publish(id, None);
+    }
+
+    /// What is known of components' images.
+    pub fn images(&self) -> MutexGuard<'_, Images> {
+        self.images.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The registries of components are to be asked, if they have not said what they are to say.
+    pub fn ask_registries_for(&self, ids: impl IntoIterator<Item = ComponentId>) {
+        self.unresolved.add(ids);
+    }
+
+    /// The same, for all components.
+    pub fn ask_registries_for_all(&self) {
+        let open: Vec<_> = self.images().open().cloned().collect();
+        self.ask_registries_for(open);
+    }
+
+    /// Waits for components whose registries are to be asked.
+    pub async fn unresolved(&self) -> BTreeSet<ComponentId> {
+        self.unresolved.take().await
+    }
+
+    /// A registry was asked. Gives whether it is to be asked the same again.
+    pub fn resolve(&self, id: &ComponentId, question: &Question, resolution: Resolution) -> bool {
+        let mut images = self.images();
+        let before = self.catalog().published(id).cloned();
+        let Some(published) = images.resolve(id, question, resolution, before.as_ref()) else { return false };
+        self.publish(id.clone(), Some(published));
+        images.question(id).is_some()
+    }
+
+    fn publish(&self, id: ComponentId, published: Option<Published>) {
         self.change(|catalog| catalog.publish(id.clone(), published));
         let named: Vec<_> = self.catalog().pods_naming(&id.name).map(ApiUid::clone).collect();
         self.look_at(named);

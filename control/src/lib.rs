@@ -7,6 +7,7 @@
 //! | [`control`] | all of that together: what a change sets going |
 //! | [`watch`] | the Kubernetes watches that feed the catalog |
 //! | [`references`] | the ConfigMaps and Secrets that components refer to |
+//! | [`resolve`] | what components' tags lead to |
 //! | [`serve`] | the streams of nodes, and who may have one |
 //! | [`authority`] | the certificate that nodes know control by |
 //! | [`leader`] | which replica serves |
@@ -28,6 +29,7 @@ pub mod events;
 pub mod leader;
 pub mod readiness;
 pub mod references;
+pub mod resolve;
 pub mod resource;
 pub mod serve;
 pub mod served;

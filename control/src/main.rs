@@ -9,8 +9,8 @@ use axum_server::Handle;
 use clap::Parser;
 use kube::Client;
 use pillion_control::{
-    authority::Authority, client, control::Control, events, leader, readiness, resource, serve, settings::Settings,
-    status, uninstall::Uninstall, watch,
+    authority::Authority, client, control::Control, events, leader, readiness, resolve, resource, serve,
+    settings::Settings, status, uninstall::Uninstall, watch,
 };
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -110,6 +110,7 @@ async fn lead_and_serve(
     tokio::spawn(status::follow(client.clone(), Arc::clone(&control)));
     tokio::spawn(events::follow(client.clone(), Arc::clone(&control)));
     tokio::spawn(readiness::follow(client.clone(), Arc::clone(&control)));
+    tokio::spawn(resolve::follow(Arc::clone(&control)));
     let (end, ending) = sync::watch::channel(false);
     let following = async {
         // Who would lead must have something to serve.

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use pillion_protocol::{
     annotation::{SIDECARS, Sidecar},
-    stream::{ComponentReport, RefusalReason, Report},
+    name::Name,
+    stream::{ComponentReport, Refusal, RefusalReason, Report},
 };
 
 use crate::catalog::{Catalog, ListedPod};
@@ -40,11 +41,13 @@ impl Catalog {
             (Ok(_), Some(why)) => return of_all("SidecarsImpossible", &why),
             (Ok(sidecars), None) => sidecars,
         };
-        let refused = self.refusals(pod).into_iter().map(|(name, refusal)| {
+        // Of what is decided in a moment nobody needs to hear.
+        let is_wrong = |(_, refusal): &(Name, Refusal)| refusal.reason != RefusalReason::Undecided;
+        let refused = self.refusals(pod).into_iter().filter(is_wrong).map(|(name, refusal)| {
             let reason = match refusal.reason {
                 RefusalReason::Unknown => "SidecarUnknown",
                 RefusalReason::NotAllowed => "SidecarNotAllowed",
-                RefusalReason::NotAccepted | RefusalReason::Other => "SidecarNotAccepted",
+                RefusalReason::NotAccepted | RefusalReason::Undecided | RefusalReason::Other => "SidecarNotAccepted",
             };
             (Some(name.to_string()), Problem::of_sidecar(reason, name.as_str(), &refusal.message))
         });

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 
 use clap::Args;
 
+use crate::resolve::Resolver;
+
 /// Settings of `pillion-control serve`.
 #[derive(Args, Clone, Debug)]
 pub struct Settings {
@@ -34,4 +36,7 @@ pub struct Settings {
     /// The audience that a node's token must have
     #[arg(long, value_name = "TEXT", default_value = pillion_protocol::stream::AUDIENCE)]
     pub audience: String,
+    /// How registries are asked
+    #[command(flatten)]
+    pub resolver: Resolver,
 }

@@ -9,12 +9,12 @@ use kube::{
     Api, Client,
     api::{Patch, PatchParams},
 };
-use pillion_protocol::{id::ComponentId, stream::ComponentReport};
+use pillion_protocol::{id::ComponentId, resolution::Resolution, stream::ComponentReport};
 use serde_json::json;
 
 use crate::{
-    catalog::Published,
     control::Control,
+    resolve::Image,
     resource::{ClusterComponent, Component, ComponentStatus, Condition, ConditionStatus, ConditionType, Rejection},
 };
 
@@ -97,7 +97,9 @@ where
         // What is not said stays in a merge.
         let mut patch = json!({"status": now});
         if let Some(status) = patch.get_mut("status").and_then(serde_json::Value::as_object_mut) {
-            status.entry("digest").or_insert(serde_json::Value::Null);
+            for field in ["digest", "resolvedImage"] {
+                status.entry(field).or_insert(serde_json::Value::Null);
+            }
         }
         api.patch_status(id.name.as_str(), &PatchParams::default(), &Patch::Merge(patch)).await?;
     }
@@ -106,16 +108,15 @@ where
 
 /// What is known of a component, here and on nodes.
 struct Known {
-    accepted: Result<(), Rejection>,
+    image: Image,
     /// What each node that wants it has said of it as it is now, with its name.
     nodes: Vec<(String, Option<ComponentReport>)>,
 }
 
 fn known(control: &Control, id: &ComponentId) -> Option<Known> {
+    let image = control.images().get(id)?.clone();
     let catalog = control.catalog();
-    let published = catalog.published(id)?;
-    let Published { accepted, .. } = published;
-    let version = published.version().clone();
+    let version = catalog.published(id)?.version().clone();
     let reports = control.reports();
     let of_node = |(node, seen): (crate::catalog::NodeName, BTreeSet<ComponentId>)| {
         let report = reports.get(&node);
@@ -129,7 +130,7 @@ fn known(control: &Control, id: &ComponentId) -> Option<Known> {
         (node.to_string(), said.cloned())
     };
     let nodes = catalog.nodes_of(id).into_iter().map(of_node).collect();
-    Some(Known { accepted: accepted.as_ref().map(|_| ()).map_err(Clone::clone), nodes })
+    Some(Known { image, nodes })
 }
 
 /// The status of a component. What has not changed keeps its time.
@@ -148,45 +149,89 @@ fn status(known: &Known, generation: Option<i64>, before: &ComponentStatus, now:
         let (reason, last_transition_time) = (reason.to_owned(), since.to_owned());
         Condition { kind, status, reason, message, observed_generation: generation, last_transition_time }
     };
-    let accepted = match &known.accepted {
-        Ok(()) => condition(ConditionType::Accepted, ConditionStatus::True, "Accepted", "it can be served".into()),
+    let accepted = match &known.image.accepted {
+        Ok(_) => condition(ConditionType::Accepted, ConditionStatus::True, "Accepted", "it can be served".into()),
         Err(Rejection { reason, message }) => {
             condition(ConditionType::Accepted, ConditionStatus::False, &format!("{reason:?}"), message.clone())
         }
     };
+    let (is_resolved, why, message) = resolution(&known.image);
+    let resolved = condition(ConditionType::Resolved, is_resolved, why, message);
     let failures = || {
         let of_node = |(node, said): &(String, Option<ComponentReport>)| {
             Some(format!("{node}: {}", said.as_ref()?.failure.as_ref()?))
         };
         let all: Vec<_> = known.nodes.iter().filter_map(of_node).collect();
-        all.join("; ").chars().take(MESSAGE).collect::<String>()
+        cut(&all.join("; "))
     };
-    let (status, reason, message) = match (&known.accepted, wanted) {
-        (Err(_), _) => (ConditionStatus::False, "NotAccepted", "see the condition Accepted".into()),
-        (Ok(()), 0) => (ConditionStatus::Unknown, "NotBound", "no pod names it".into()),
-        (Ok(()), _) if failed > 0 => (ConditionStatus::False, "Failed", failures()),
-        (Ok(()), _) if ready == wanted => (ConditionStatus::True, "Ready", format!("{wanted} nodes serve it")),
-        (Ok(()), _) => (ConditionStatus::False, "Preparing", format!("{ready} of {wanted} nodes serve it")),
+    let (status, reason, message) = match (&known.image.accepted, &known.image.resolution, wanted) {
+        (Err(_), ..) => (ConditionStatus::False, "NotAccepted", "see the condition Accepted".into()),
+        (Ok(_), None | Some(Resolution::Refused(_)), _) => {
+            (ConditionStatus::False, "NotResolved", "see the condition Resolved; what was served before goes on".into())
+        }
+        (Ok(_), _, 0) => (ConditionStatus::Unknown, "NotBound", "no pod names it".into()),
+        (Ok(_), ..) if failed > 0 => (ConditionStatus::False, "Failed", failures()),
+        (Ok(_), ..) if ready == wanted => (ConditionStatus::True, "Ready", format!("{wanted} nodes serve it")),
+        (Ok(_), ..) => (ConditionStatus::False, "Preparing", format!("{ready} of {wanted} nodes serve it")),
     };
     ComponentStatus {
         observed_generation: generation,
+        resolved_image: known.image.resolved().map(|resolved| resolved.to_string()),
         digest,
         nodes: Some(format!("{ready}/{wanted}")),
         wanted_nodes: number(wanted),
         ready_nodes: number(ready),
         failed_nodes: number(failed),
-        conditions: vec![accepted, condition(ConditionType::Ready, status, reason, message)],
+        conditions: vec![accepted, resolved, condition(ConditionType::Ready, status, reason, message)],
     }
+}
+
+/// What is known of the image, as a condition: its status, its reason and its message.
+fn resolution(image: &Image) -> (ConditionStatus, &'static str, String) {
+    match (&image.accepted, &image.resolution) {
+        (Err(_), _) => (ConditionStatus::Unknown, "NotAccepted", "see the condition Accepted".into()),
+        (Ok(_), None) => (ConditionStatus::Unknown, "Resolving", "its registry is being asked".into()),
+        (Ok(_), Some(Resolution::Resolved(digest))) => {
+            (ConditionStatus::True, "Resolved", format!("nodes serve {digest}"))
+        }
+        (Ok(_), Some(Resolution::Refused(why))) => (ConditionStatus::False, "ImageRefused", cut(why)),
+        (Ok(_), Some(Resolution::Unread(why))) => {
+            let message = format!("control cannot read it, so each node asks for the tag itself: {why}");
+            (ConditionStatus::False, "Unread", cut(&message))
+        }
+    }
+}
+
+fn cut(message: &str) -> String {
+    message.chars().take(MESSAGE).collect()
 }
 
 #[cfg(test)]
 mod tests {
-    use pillion_protocol::stream::Version;
+    use pillion_protocol::{
+        component::{ComponentSpec, Image as SpecImage},
+        digest::Digest,
+        stream::Version,
+    };
 
     use super::*;
+    use crate::resolve::Images;
 
     fn said(failure: Option<&str>) -> Option<ComponentReport> {
         Some(ComponentReport { version: Version("v".into()), digest: None, failure: failure.map(Into::into) })
+    }
+
+    fn image(resolution: Option<Resolution>) -> Image {
+        let mut images = Images::default();
+        let (id, spec) = ("clock".parse().unwrap(), SpecImage::Reference("r.example/clock:1".parse().unwrap()));
+        images.accept(&id, Ok(ComponentSpec::new(spec).into()), None, None, None);
+        let question = images.question(&id).unwrap();
+        resolution.and_then(|resolution| images.resolve(&id, &question, resolution, None));
+        images.get(&id).unwrap().clone()
+    }
+
+    fn resolved() -> Image {
+        image(Some(Resolution::Resolved(Digest::from_sha256([1; 32]))))
     }
 
     fn ready(known: &Known) -> (ConditionStatus, String, String) {
@@ -198,7 +243,7 @@ mod tests {
     #[test]
     fn a_component_is_ready_when_every_node_that_wants_it_says_so() {
         let known = |nodes: &[Option<ComponentReport>]| Known {
-            accepted: Ok(()),
+            image: resolved(),
             nodes: nodes.iter().enumerate().map(|(i, said)| (format!("n{i}"), said.clone())).collect(),
         };
         let table = [
@@ -213,18 +258,37 @@ mod tests {
             assert_eq!((is, why.as_str()), (status, reason), "{message}");
         }
         assert_eq!(ready(&known(&[said(Some("no such image"))])).2, "n0: no such image");
-        let wrong = Known { accepted: Err(Rejection::invalid("\"x\" is no size".into())), nodes: vec![] };
+        let mut wrong = Known { image: resolved(), nodes: vec![] };
+        wrong.image.accepted = Err(Rejection::invalid("\"x\" is no size".into()));
         assert_eq!(ready(&wrong).1, "NotAccepted");
     }
 
     #[test]
+    fn what_is_known_of_the_image_is_a_condition_of_its_own() {
+        let table = [
+            (None, ConditionStatus::Unknown, "Resolving", "NotResolved"),
+            (Some(Resolution::Refused("a tar".into())), ConditionStatus::False, "ImageRefused", "NotResolved"),
+            (Some(Resolution::Unread("HTTP 401".into())), ConditionStatus::False, "Unread", "Ready"),
+            (Some(Resolution::Resolved(Digest::from_sha256([1; 32]))), ConditionStatus::True, "Resolved", "Ready"),
+        ];
+        for (resolution, expected, why, is_ready) in table {
+            let known = Known { image: image(resolution), nodes: vec![("n".into(), said(None))] };
+            let status = status(&known, Some(3), &ComponentStatus::default(), "2026-01-01T00:00:00Z");
+            let resolved = status.conditions.iter().find(|of| of.kind == ConditionType::Resolved).unwrap();
+            assert_eq!((resolved.status, resolved.reason.as_str()), (expected, why));
+            assert_eq!(ready(&known).1, is_ready);
+            assert_eq!(status.resolved_image.is_some(), expected == ConditionStatus::True);
+        }
+    }
+
+    #[test]
     fn what_has_not_changed_keeps_its_time() {
-        let known = Known { accepted: Ok(()), nodes: vec![("n".into(), said(None))] };
+        let known = Known { image: resolved(), nodes: vec![("n".into(), said(None))] };
         let first = status(&known, Some(1), &ComponentStatus::default(), "then");
         assert_eq!(status(&known, Some(1), &first, "now"), first);
-        let failed = Known { accepted: Ok(()), nodes: vec![("n".into(), said(Some("gone")))] };
+        let failed = Known { image: resolved(), nodes: vec![("n".into(), said(Some("gone")))] };
         let times: Vec<_> =
             status(&failed, Some(1), &first, "now").conditions.into_iter().map(|c| c.last_transition_time).collect();
-        assert_eq!(times, ["then", "now"]);
+        assert_eq!(times, ["then", "then", "now"]);
     }
 }

@@ -17,6 +17,7 @@
 //! | [`pod`] | pods and their sandboxes |
 //! | [`quantity`] | sizes and durations as people write them |
 //! | [`mod@reference`] | references to artifacts in registries |
+//! | [`resolution`] | what control asks of registries |
 //! | [`stream`] | what control and a node say to each other |
 
 #![forbid(unsafe_code)]
@@ -34,4 +35,5 @@ pub mod name;
 pub mod pod;
 pub mod quantity;
 pub mod reference;
+pub mod resolution;
 pub mod stream;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::reference::Reference;
 
 /// Who somebody is at a registry.
-#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum Login {
     /// Nobody.
     #[default]

@@ -171,6 +171,8 @@ pub enum RefusalReason {
     NotAllowed,
     /// The component cannot be served as it is now. One that was served before goes on.
     NotAccepted,
+    /// It is about to be known what the component is: requests wait. One that was served before goes on.
+    Undecided,
     /// For a reason that this node does not know.
     #[serde(other)]
     Other,

@@ -37,6 +37,8 @@ pub struct Plane {
     folder: TempDir,
     /// The clock of replicas of control that are started from now on; the machine's if there is none.
     pub clock: Option<Clock>,
+    /// A registry without TLS, which replicas of control that are started from now on may ask.
+    pub plain_http: Option<String>,
     /// By which control is control there, and how it knows it.
     token: String,
     kubeconfig: PathBuf,
@@ -94,7 +96,7 @@ impl Plane {
         let token = api.kubectl(&["create", "token", CONTROL, "-n", NAMESPACE])?;
         let token = token.trim().to_owned();
         let kubeconfig = api.kubeconfig_with_token(&token)?;
-        Ok(Self { api, folder, clock: None, token, kubeconfig })
+        Ok(Self { api, folder, clock: None, plain_http: None, token, kubeconfig })
     }
 
     /// Replicas of control that are started from now on reach the API server at this URL.
@@ -123,6 +125,9 @@ impl Plane {
         }
         command.args(["serve", "--identity", identity, "--namespace", NAMESPACE, "--certificate-name", "127.0.0.1"]);
         command.args(["--listen", &format!("127.0.0.1:{port}"), "--health-listen", &format!("127.0.0.1:{health}")]);
+        if let Some(registry) = &self.plain_http {
+            command.args(["--plain-http", registry]);
+        }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         Ok(Control { process: command.spawn()?, port, health, log: path })
     }

@@ -50,8 +50,9 @@ impl World {
     /// # Errors
     ///
     /// One of them does not start.
-    pub async fn of(plane: Plane) -> Result<Self> {
+    pub async fn of(mut plane: Plane) -> Result<Self> {
         let registry = Registry::start().await?;
+        plane.plain_http = Some(registry.host());
         for (guest, name) in [("hello-wasip2", "hello:1"), ("faults-p2", "faults:1")] {
             Artifact::wasm(std::fs::read(place::guest(guest)?)?).push(&registry, name).await?;
         }

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use pillion_tests::{eventually, world::World};
+use pillion_tests::{eventually, place, registry::Artifact, world::World};
 use serde_json::json;
 
 #[tokio::test]
@@ -172,4 +172,67 @@ async fn a_value_comes_from_a_config_map_and_follows_it() -> Result<()> {
     let error = neither.err().context("it came in")?;
     ensure!(format!("{error:#}").contains("expected either value or valueFrom"), "{error:#}");
     Ok(())
+}
+
+/// What the status of a component of the cluster has under this path.
+fn status(world: &World, component: &str, path: &str) -> Result<String> {
+    let output = format!("jsonpath={{.status.{path}}}");
+    world.plane.api.kubectl(&["get", "clustercomponent", component, "-o", &output])
+}
+
+#[tokio::test]
+async fn a_tag_is_resolved_once_for_the_cluster() -> Result<()> {
+    let mut world = World::start().await?;
+    let first = push(&world, "moving:1", 1).await?;
+    world.publish("moving", "moving:1", json!({}))?;
+    let cart = world.pod("shop", "cart", "moving=8081")?;
+    world.answers(&cart, 8081, "/", "hello\n").await?;
+    world.is_ready("moving", "True", "").await?;
+    let resolved = format!("{}@{first}", world.image("moving:1"));
+    ensure!(status(&world, "moving", "resolvedImage")? == resolved, "{}", status(&world, "moving", "resolvedImage")?);
+    ensure!(status(&world, "moving", "digest")? == first);
+    // The tag moves. Neither another leader, nor other settings, nor a node that has nothing yet follow it.
+    push(&world, "moving:1", 2).await?;
+    world.control.kill()?;
+    world.control = world.plane.leader("control-1").await?;
+    world.node.kill_host()?;
+    std::fs::remove_dir_all(world.node.folder().join("store"))?;
+    world.follow_control()?;
+    world.publish("moving", "moving:1", json!({"limits": {"concurrency": 7}}))?;
+    world.answers(&cart, 8081, "/", "hello\n").await?;
+    world.is_ready("moving", "True", "").await?;
+    ensure!(status(&world, "moving", "digest")? == first, "{}", status(&world, "moving", "digest")?);
+    // Another tag is another question.
+    let third = push(&world, "moving:3", 3).await?;
+    world.publish("moving", "moving:3", json!({}))?;
+    eventually("the new digest", Duration::from_secs(30), async || {
+        let digest = status(&world, "moving", "digest")?;
+        ensure!(digest == third, "{digest}");
+        Ok(())
+    })
+    .await
+    .with_context(|| world.logs())
+}
+
+/// Pushes a component that answers "hello", each `number` another artifact; gives its digest.
+async fn push(world: &World, name: &str, number: u8) -> Result<String> {
+    let mut wasm = std::fs::read(place::guest("hello-wasip2")?)?;
+    // A custom section, which nobody reads.
+    wasm.extend([0, 2, 1, number]);
+    Artifact::wasm(wasm).push(&world.registry, name).await
+}
+
+#[tokio::test]
+async fn what_control_cannot_read_nodes_ask_for_themselves() -> Result<()> {
+    let mut world = World::start().await?;
+    world.control.kill()?;
+    // It knows of no registry that speaks without TLS.
+    world.plane.plain_http = None;
+    world.control = world.plane.leader("control-1").await?;
+    world.follow_control()?;
+    world.publish_for_shop("hello", &world.image("hello:1"), json!({}))?;
+    let cart = world.pod("shop", "cart", "hello=8081")?;
+    world.answers(&cart, 8081, "/", "hello\n").await?;
+    world.has_condition("hello", "Resolved", "Unread", "it does not speak TLS").await?;
+    world.has_condition("hello", "Ready", "Ready", "").await
 }

@@ -41,11 +41,14 @@ async fn a_new_image_that_cannot_be_served_does_not_take_the_place_of_one_that_i
     let world = World::start().await?;
     let neighbour = neighbour(&world).await?;
     Artifact::wasm(std::fs::read(place::guest("imports-unknown")?)?).push(&world.registry, "unknown:1").await?;
-    for (image, text) in [("unknown:1", "acme:missing/thing@1.2.3"), ("nowhere:1", "nowhere:1")] {
-        world.publish("hello", image, json!({}))?;
-        world.is_ready("hello", "False", text).await?;
-        world.answers(&neighbour, 8081, "/", "hello\n").await?;
-    }
+    // What control has read and no node can serve, none hears of.
+    world.publish("hello", "unknown:1", json!({}))?;
+    world.is_ready("hello", "False", "see the condition Resolved").await?;
+    world.has_event("neighbour", "SidecarNotAccepted", "acme:missing/thing@1.2.3").await?;
+    world.answers(&neighbour, 8081, "/", "hello\n").await?;
+    world.publish("hello", "nowhere:1", json!({}))?;
+    world.is_ready("hello", "False", "nowhere:1").await?;
+    world.answers(&neighbour, 8081, "/", "hello\n").await?;
     world.publish("hello", "faults:1", json!({"env": [{"name": "NAME", "value": "mended"}]}))?;
     world.answers(&neighbour, 8081, "/env?name=NAME", "mended").await
 }

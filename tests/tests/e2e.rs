@@ -76,6 +76,10 @@ async fn steps(world: &Installed) -> Result<()> {
         eventually("the status", SOON, async || {
             let shown = world.cluster.kubectl(&["get", "clustercomponents"])?;
             ensure!(shown.lines().filter(|line| line.contains("True") && line.contains("1/1")).count() == 2, "{shown}");
+            // Control has asked the registry, by the chart's settings for it.
+            let resolved = ["get", "clustercomponents", "-o", "jsonpath={.items[*].status.resolvedImage}"];
+            let resolved = world.cluster.kubectl(&resolved)?;
+            ensure!(resolved.matches("@sha256:").count() == 2, "{resolved}");
             Ok(())
         })
         .await

@@ -104,6 +104,12 @@ impl Published {
         Self { accepted: accepted.map(Arc::new), access, version }
     }
 
+    /// The same, for others' pods.
+    #[must_use]
+    pub fn with_access(self, access: Option<Access>) -> Self {
+        Self { access, ..self }
+    }
+
     /// The version of what it is, as nodes are told it.
     pub fn version(&self) -> &Version {
         &self.version

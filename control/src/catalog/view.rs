@@ -10,6 +10,7 @@ use pillion_protocol::{
 };
 
 use super::{Catalog, ListedPod, is_allowed, version_of};
+use crate::resource::{Reason, Rejection};
 
 /// Everything that a node needs, and which of its pods have ended.
 #[derive(Clone, Debug, Default)]
@@ -69,8 +70,10 @@ impl Catalog {
                 ),
                 Some((_, published)) => match &published.accepted {
                     Ok(_) => None,
-                    Err(rejection) => {
-                        refused(RefusalReason::NotAccepted, format!("the component {name:?}: {}", rejection.message))
+                    Err(Rejection { reason, message }) => {
+                        let is_open = *reason == Reason::Resolving;
+                        let reason = if is_open { RefusalReason::Undecided } else { RefusalReason::NotAccepted };
+                        refused(reason, format!("the component {name:?}: {message}"))
                     }
                 },
             }

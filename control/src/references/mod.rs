@@ -19,7 +19,6 @@ use tokio::{
 
 use self::known::{Known, SourceId};
 use crate::{
-    catalog::Published,
     control::Control,
     resource::{Access, Kind, Map, Source, Spec, Unread, Values},
     watch,
@@ -48,25 +47,25 @@ impl References {
         Self { client, control, known: Mutex::default() }
     }
 
-    /// A component is new or has changed.
-    pub async fn publish(&self, id: ComponentId, spec: &Spec, access: Option<Access>) {
+    /// A component is new or has changed; `resolved` is what its status has of its image.
+    pub async fn publish(&self, id: ComponentId, spec: &Spec, access: Option<Access>, resolved: Option<&str>) {
         if id.namespace.is_none() {
             // It may refer to nothing, and waits for nobody.
             let accepted = spec.accepted(&Values::none());
-            return self.control.publish(id, Some(Published::new(accepted, access)));
+            return self.control.accept(id, accepted, access, resolved);
         }
         let mut known = self.known.lock().await;
         for source in known.refer(&id, Some(spec)) {
             self.read(&mut known, &source).await;
         }
         let accepted = spec.accepted(&known.values(&id, spec));
-        self.control.publish(id, Some(Published::new(accepted, access)));
+        self.control.accept(id, accepted, access, resolved);
     }
 
     /// A component is no more.
     pub async fn remove(&self, id: ComponentId) {
         self.known.lock().await.refer(&id, None);
-        self.control.publish(id, None);
+        self.control.remove(id);
     }
 
     /// Reads those again that may have changed, for as long as the process lives.
@@ -108,7 +107,7 @@ impl References {
         for (id, spec) in known.referring_to(source) {
             let accepted = spec.accepted(&known.values(id, spec));
             // Only Components refer to any, and those have no access.
-            self.control.publish(id.clone(), Some(Published::new(accepted, None)));
+            self.control.accept(id.clone(), accepted, None, None);
         }
     }
 

@@ -10,6 +10,10 @@ pub struct ComponentStatus {
     /// The generation that this is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
+    /// The image and the digest that it had when control asked its registry, which is what nodes are to serve as long as spec.image stays
+    /// as it is: REGISTRY/REPOSITORY:TAG@sha256:…
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resolved_image: Option<String>,
     /// The digest that nodes serve, where they agree.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
@@ -56,6 +60,8 @@ pub struct Condition {
 pub enum ConditionType {
     /// It can be read.
     Accepted,
+    /// Control has read from the registry what its image is, and it can be served.
+    Resolved,
     /// Every node that wants it serves it.
     Ready,
 }

@@ -11,13 +11,17 @@ pub struct Rejection {
     pub message: String,
 }
 
-/// Why a component is not accepted, in one word: the reason of its condition `Accepted`.
+/// Why a component is not accepted, in one word: the reason of its condition `Accepted`, or `Resolved`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub enum Reason {
     /// What it says, or refers to, cannot be served.
     Invalid,
     /// It refers to a Secret that its namespace does not let control read.
     SecretForbidden,
+    /// Its image is being looked at: nobody has said yet what it is.
+    Resolving,
+    /// Its image was looked at, and no node can serve it.
+    ImageRefused,
 }
 
 impl Rejection {

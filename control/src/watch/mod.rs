@@ -22,7 +22,7 @@ use pillion_protocol::id::ComponentId;
 use crate::{
     control::Control,
     references::References,
-    resource::{Access, ClusterComponent, Component, Spec},
+    resource::{Access, ClusterComponent, Component, ComponentStatus, Spec},
 };
 
 /// Pods that have ended are none to us.
@@ -40,13 +40,13 @@ pub async fn follow(client: Client, control: Arc<Control>) {
         follow_components(
             components,
             &references,
-            |component| (&component.spec.spec, None),
+            |component| (&component.spec.spec, None, component.status.as_ref()),
             || control.list_is_complete(|listed| listed.components = true),
         ),
         follow_components(
             cluster_components,
             &references,
-            |component| (&component.spec.spec, component.spec.access.clone()),
+            |component| (&component.spec.spec, component.spec.access.clone(), component.status.as_ref()),
             || control.list_is_complete(|listed| listed.cluster_components = true),
         ),
         references.follow(),
@@ -88,7 +88,7 @@ where
 async fn follow_components<K>(
     api: Api<K>,
     references: &References,
-    read: impl Fn(&K) -> (&Spec, Option<Access>),
+    read: impl Fn(&K) -> (&Spec, Option<Access>, Option<&ComponentStatus>),
     complete: impl Fn(),
 ) where
     K: Resource + Clone + std::fmt::Debug + Send + serde::de::DeserializeOwned + 'static,
@@ -100,8 +100,9 @@ async fn follow_components<K>(
             Event::Init => listed.clear(),
             Event::InitApply(ref component) | Event::Apply(ref component) => {
                 let Some(id) = id_of(component) else { continue };
-                let (spec, access) = read(component);
-                references.publish(id.clone(), spec, access).await;
+                let (spec, access, status) = read(component);
+                let resolved = status.and_then(|status| status.resolved_image.as_deref());
+                references.publish(id.clone(), spec, access, resolved).await;
                 known.insert(id.clone());
                 if matches!(event, Event::InitApply(_)) {
                     listed.insert(id);

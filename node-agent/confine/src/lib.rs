@@ -13,6 +13,7 @@ mod calls;
 
 use std::collections::BTreeMap;
 
+use landlock::{ABI, Access, AccessFs, Ruleset, RulesetAttr, RulesetCreatedAttr, path_beneath_rules};
 use rustix::{
     process::{DumpableBehavior, set_dumpable_behavior},
     thread::{CapabilitySet, CapabilitySets},
@@ -32,6 +33,8 @@ pub enum Process {
     Worker,
     /// Pulls one artifact from a registry.
     Puller,
+    /// Asks a registry what an image is, for control.
+    Resolver,
     /// Follows what control says to the node.
     Follower,
     /// Puts the CNI plugin on the node, or takes it away.
@@ -46,6 +49,9 @@ pub enum ConfineError {
     /// The kernel refuses.
     #[error("capabilities cannot be dropped: {0}")]
     Capabilities(#[source] rustix::io::Errno),
+    /// The kernel refuses.
+    #[error("files cannot be closed off: {0}")]
+    Files(#[from] landlock::RulesetError),
     /// The kernel cannot filter system calls, or not on this architecture.
     #[error("system calls cannot be filtered: {0}")]
     Filter(#[from] seccompiler::Error),
@@ -63,7 +69,9 @@ impl Process {
         match self {
             Self::Keeper => CapabilitySet::SYS_ADMIN | CapabilitySet::SYS_PTRACE,
             Self::Installer => CapabilitySet::DAC_OVERRIDE,
-            Self::Supervisor | Self::Worker | Self::Puller | Self::Follower | Self::Compiler => CapabilitySet::empty(),
+            Self::Supervisor | Self::Worker | Self::Puller | Self::Resolver | Self::Follower | Self::Compiler => {
+                CapabilitySet::empty()
+            }
         }
     }
 
@@ -73,7 +81,7 @@ impl Process {
             Self::Keeper => vec![BASE, THREADS, FILES, POLLING, SOCKETS, NAMESPACES],
             Self::Supervisor => vec![BASE, THREADS, FILES, POLLING, SOCKETS, SCHEDULING, WATCHING, SPAWNING],
             Self::Worker => vec![BASE, THREADS, FILES, POLLING, SOCKETS, SCHEDULING],
-            Self::Puller | Self::Follower => vec![BASE, THREADS, FILES, POLLING, SOCKETS],
+            Self::Puller | Self::Resolver | Self::Follower => vec![BASE, THREADS, FILES, POLLING, SOCKETS],
             Self::Installer => vec![BASE, THREADS, FILES, POLLING, SOCKETS, WATCHING],
             Self::Compiler => vec![BASE],
         }
@@ -86,9 +94,12 @@ impl Process {
     /// See [`ConfineError`].
     pub fn confine(self) -> Result<(), ConfineError> {
         drop_capabilities(self.capabilities()).map_err(ConfineError::Capabilities)?;
-        if matches!(self, Self::Supervisor | Self::Puller | Self::Follower) {
+        if matches!(self, Self::Supervisor | Self::Puller | Self::Resolver | Self::Follower) {
             // Workers are the same user: without this they could look into their memory, in which passwords are, and write into it.
             set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(ConfineError::Capabilities)?;
+        }
+        if self == Self::Resolver {
+            read_only(&RESOLVING)?;
         }
         // This sets no_new_privs, too.
         Ok(seccompiler::apply_filter(&self.filter()?)?)
@@ -104,13 +115,13 @@ impl Process {
             let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
             rules.insert(libc::SYS_clone, vec![first_is(SeccompCmpOp::MaskedEq(thread), thread)?]);
         }
-        if matches!(self, Self::Worker | Self::Puller | Self::Follower | Self::Compiler) {
+        if matches!(self, Self::Worker | Self::Puller | Self::Resolver | Self::Follower | Self::Compiler) {
             // The supervisor is the same user, and may do more: it is neither signalled nor limited by them.
             let own = u64::from(std::process::id());
             rules.insert(libc::SYS_tgkill, vec![first_is(SeccompCmpOp::Eq, own)?]);
             rules.insert(libc::SYS_prlimit64, vec![first_is(SeccompCmpOp::Eq, 0)?]);
         }
-        if matches!(self, Self::Worker | Self::Puller | Self::Follower) {
+        if matches!(self, Self::Worker | Self::Puller | Self::Resolver | Self::Follower) {
             // No Unix socket: who connects to the keeper's is known by the user alone.
             let families = [libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
             let families = families.map(|family| first_is(SeccompCmpOp::Eq, u64::from(family.unsigned_abs())));
@@ -125,6 +136,16 @@ impl Process {
 /// A call is allowed if its first argument is this.
 fn first_is(operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, seccompiler::BackendError> {
     SeccompRule::new(vec![SeccompCondition::new(0, SeccompCmpArgLen::Dword, operator, value)?])
+}
+
+/// What names and certificates are found by: their files, and the libraries that read them.
+const RESOLVING: [&str; 5] = ["/etc", "/usr", "/lib", "/lib64", "/proc/self"];
+
+/// Leaves of all files those beneath `folders`, to be read, where the kernel can (5.13 and later); and of all processes this one, to be looked into.
+fn read_only(folders: &[&str]) -> Result<(), landlock::RulesetError> {
+    let (all, read) = (AccessFs::from_all(ABI::V1), AccessFs::from_read(ABI::V1));
+    let rules = Ruleset::default().handle_access(all)?.create()?;
+    rules.add_rules(path_beneath_rules(folders, read))?.restrict_self().map(drop)
 }
 
 /// Keeps what is in `keep`, as far as the process has it, and drops everything else for good.
@@ -193,6 +214,19 @@ mod tests {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             assert!(std::os::unix::net::UnixListener::bind("/tmp/no.sock").is_err());
+        });
+    }
+
+    #[test]
+    fn a_resolver_reads_what_it_needs_and_no_token() {
+        let token = tempfile::NamedTempFile::new().unwrap();
+        let path = token.path().to_owned();
+        confined(Process::Resolver, move || {
+            assert!(File::open("/etc/passwd").is_ok() && File::open("/proc/self/statm").is_ok());
+            assert!(File::open(path).is_err(), "needs Linux 5.13");
+            let of_parent = format!("/proc/{}/mem", rustix::process::getppid().unwrap().as_raw_nonzero());
+            assert!(File::open(of_parent).is_err());
+            assert!(Command::new("/bin/true").spawn().is_err());
         });
     }
 

@@ -153,7 +153,8 @@ impl Told {
         let kept = || pod.had_ids().any(|id| id.name == *name && self.components.contains_key(&id));
         match refusal.reason {
             RefusalReason::NotAllowed => Verdict::NotAllowed(refusal.message.clone()),
-            RefusalReason::Unknown | RefusalReason::NotAccepted if kept() => Verdict::Served,
+            RefusalReason::Unknown | RefusalReason::NotAccepted | RefusalReason::Undecided if kept() => Verdict::Served,
+            RefusalReason::Undecided => Verdict::Unsaid,
             RefusalReason::Unknown | RefusalReason::NotAccepted | RefusalReason::Other => {
                 Verdict::Unavailable(refusal.message.clone())
             }
@@ -282,9 +283,13 @@ pub(super) mod tests {
         assert_eq!(verdict(&told, "cart"), Verdict::Unsaid);
         told.hear(pod("cart", &[("clock", RefusalReason::Unknown)]));
         assert_eq!(verdict(&told, "cart"), Verdict::Unavailable("why".into()));
+        told.hear(pod("cart", &[("clock", RefusalReason::Undecided)]));
+        assert_eq!(verdict(&told, "cart"), Verdict::Unsaid);
         told.hear(component("shop/clock", "1"));
         told.hear(pod("cart", &[]));
         assert_eq!(verdict(&told, "cart"), Verdict::Served);
+        told.hear(pod("cart", &[("clock", RefusalReason::Undecided)]));
+        assert_eq!(verdict(&told, "cart"), Verdict::Served, "it has had it");
     }
 
     #[test]

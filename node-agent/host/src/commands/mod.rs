@@ -52,6 +52,12 @@ enum Command {
     #[command(hide = true)]
     Puller { parent: u32 },
     #[command(hide = true)]
+    Resolver {
+        parent: u32,
+        #[command(flatten)]
+        registry: RegistryArgs,
+    },
+    #[command(hide = true)]
     Follower { parent: u32 },
     #[command(hide = true)]
     Compiler { parent: u32 },
@@ -133,6 +139,9 @@ pub fn main() -> ExitCode {
         Command::Uninstall(uninstall) => uninstall.run(),
         Command::Worker => crate::worker::main().map(|()| ExitCode::SUCCESS),
         Command::Puller { parent } => crate::registry::puller::main(parent).map(|()| ExitCode::SUCCESS),
+        Command::Resolver { parent, registry } => {
+            crate::registry::resolver::main(parent, &registry.location()).map(|()| ExitCode::SUCCESS)
+        }
         Command::Follower { parent } => crate::follower::main(parent).map(|()| ExitCode::SUCCESS),
         Command::Compiler { parent } => crate::compiler::main(parent).map(|()| ExitCode::SUCCESS),
     };

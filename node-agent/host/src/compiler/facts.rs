@@ -107,8 +107,8 @@ pub fn is_offered(import: &str, world: World) -> bool {
 }
 
 /// What a component asks for and gives.
-#[derive(Clone, Debug, Default, Serialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
 pub struct Interfaces {
     /// The names of its imports.
     pub imports: Vec<String>,
@@ -125,7 +125,16 @@ impl Facts {
     ///
     /// What is not a component that serves HTTP.
     pub fn read(wasm: &[u8]) -> Result<Self, Refusal> {
-        let Interfaces { imports, exports, memory_minimum } = Interfaces::read(wasm)?;
+        Self::of(Interfaces::read(wasm)?)
+    }
+
+    /// What something with these interfaces is.
+    ///
+    /// # Errors
+    ///
+    /// What does not serve HTTP.
+    pub fn of(interfaces: Interfaces) -> Result<Self, Refusal> {
+        let Interfaces { imports, exports, memory_minimum } = interfaces;
         let world = exports.iter().find_map(|export| world_of(export));
         let Some(world) = world else { return Err(Refusal::NoHttpExport(exports)) };
         Ok(Self { world, imports, exports, memory_minimum })

@@ -9,7 +9,7 @@ use oci_client::manifest::{OciDescriptor, OciImageManifest};
 use pillion_protocol::digest::Digest;
 use serde::Deserialize;
 
-use crate::compiler::MAX_COMPONENT;
+use crate::compiler::{MAX_COMPONENT, facts::Interfaces};
 
 /// The largest manifest, configuration and locked application, in bytes; the specification's own limit for manifests.
 pub const MAX_DOCUMENT: u64 = 4 << 20;
@@ -164,6 +164,16 @@ pub fn check_config(config: &[u8], layer: &Blob) -> Result<(), String> {
             layer.digest
         )),
     }
+}
+
+/// What the configuration of a CNCF Wasm artifact says of its component, if it says that. Whoever pushed it may have written anything.
+pub fn interfaces(config: &[u8]) -> Option<Interfaces> {
+    #[derive(Deserialize)]
+    struct Config {
+        component: Option<Interfaces>,
+    }
+    let config: Config = serde_json::from_slice(config).ok()?;
+    config.component.filter(|component| !component.exports.is_empty())
 }
 
 /// As much of a stranger's text as an error has room for.

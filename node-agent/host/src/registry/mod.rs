@@ -11,6 +11,7 @@
 //! | `credentials` | who we are at a registry: docker config JSON, then the kubelet's providers (`provider`) |
 //! | `message` | what supervisor and puller say to each other |
 //! | `puller` | the child: an artifact into the store |
+//! | `resolver` | control's child: what a tag leads to, and whether nodes can serve it |
 //! | `client` | one registry: each question bounded in time, memory and number (`retry`), each failure in words (`problem`) |
 //! | `download` | a blob on its way to disk, counted and hashed |
 //! | `manifest` | what an artifact's manifest says it holds |
@@ -25,6 +26,7 @@ mod problem;
 mod provider;
 pub mod puller;
 pub mod push;
+pub mod resolver;
 mod retry;
 pub mod settings;
 

@@ -52,12 +52,7 @@ const IMPATIENT: Duration = Duration::from_secs(2);
 ///
 /// Only what keeps it from hearing or saying anything.
 pub fn main(parent: u32) -> anyhow::Result<()> {
-    // Nobody waits for it once its supervisor is gone.
-    program::end_with(parent)?;
-    for (resource, most) in [(Resource::As, MEMORY), (Resource::Core, 0)] {
-        let most = rustix::process::getrlimit(resource).maximum.map_or(most, |now| now.min(most));
-        setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })?;
-    }
+    limit(parent)?;
     Process::Puller.confine()?;
     // Only now: whoever is the same user could look into this process before, and into its standard input.
     println!("{GREETING}");
@@ -78,6 +73,17 @@ pub fn main(parent: u32) -> anyhow::Result<()> {
     // A name that is being looked up is not waited for.
     runtime.shutdown_background();
     say(&word);
+    Ok(())
+}
+
+/// Bounds this process, a child of `parent` that asks registries, in time and memory.
+pub(super) fn limit(parent: u32) -> io::Result<()> {
+    // Nobody waits for it once whoever started it is gone.
+    program::end_with(parent)?;
+    for (resource, most) in [(Resource::As, MEMORY), (Resource::Core, 0)] {
+        let most = rustix::process::getrlimit(resource).maximum.map_or(most, |now| now.min(most));
+        setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })?;
+    }
     Ok(())
 }
 
