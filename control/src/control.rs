@@ -184,13 +184,13 @@ impl Control {
         self.unresolved.take().await
     }
 
-    /// A registry was asked. Gives whether it is to be asked the same again.
-    pub fn resolve(&self, id: &ComponentId, question: &Question, resolution: Resolution) -> bool {
+    /// A registry was asked. Gives how often that was in vain, if it is to be asked again.
+    pub fn resolve(&self, id: &ComponentId, question: &Question, resolution: Resolution) -> Option<u32> {
         let mut images = self.images();
         let before = self.catalog().published(id).cloned();
-        let Some(published) = images.resolve(id, question, resolution, before.as_ref()) else { return false };
+        let (published, again) = images.resolve(id, question, resolution, before.as_ref())?;
         self.publish(id.clone(), Some(published));
-        images.question(id).is_some()
+        again
     }
 
     fn publish(&self, id: ComponentId, published: Option<Published>) {

@@ -29,6 +29,8 @@ pub struct Image {
     access: Option<Access>,
     /// What its image was found to be; `None` before anybody was asked.
     pub resolution: Option<Resolution>,
+    /// How often its registry was asked in vain.
+    failures: u32,
 }
 
 /// An image with the digest that it was found to have, as a component's status keeps it: `REGISTRY/REPOSITORY:TAG@sha256:…`.
@@ -123,7 +125,7 @@ impl Images {
         before: Option<&Published>,
     ) -> (Published, bool) {
         let old = self.0.remove(id);
-        let mut new = Image { accepted, access, resolution: None };
+        let mut new = Image { accepted, access, resolution: None, failures: 0 };
         let kept = status.zip(new.reference()).and_then(|(status, image)| Resolved::of(image, status));
         new.resolution = match (&old, kept) {
             (_, Some(digest)) => Some(Resolution::Resolved(digest)),
@@ -132,6 +134,7 @@ impl Images {
         };
         // Other credentials may lead further.
         let is_news = old.as_ref().and_then(Image::question) != new.question();
+        new.failures = old.filter(|_| !is_news).map_or(0, |old| old.failures);
         let (published, ask) = (new.published(before), is_news && new.question().is_some());
         self.0.insert(id.clone(), new);
         (published, ask)
@@ -157,14 +160,15 @@ impl Images {
         self.get(id)?.question()
     }
 
-    /// A registry was asked. Gives the component as nodes are told it now, if that was still the question.
+    /// A registry was asked. Gives the component as nodes are told it now, if that was still the question; and how often it was asked in vain, if
+    /// it is to be asked again.
     pub fn resolve(
         &mut self,
         id: &ComponentId,
         question: &Question,
         resolution: Resolution,
         before: Option<&Published>,
-    ) -> Option<Published> {
+    ) -> Option<(Published, Option<u32>)> {
         let image = self.0.get_mut(id).filter(|image| image.question().as_ref() == Some(question))?;
         // What it was found to be is not forgotten when the registry is away.
         let stays =
@@ -172,7 +176,9 @@ impl Images {
         if !stays {
             image.resolution = Some(resolution);
         }
-        Some(image.published(before))
+        image.failures = image.failures.saturating_add(1);
+        let again = image.question().map(|_| image.failures);
+        Some((image.published(before), again))
     }
 }
 
@@ -205,7 +211,8 @@ mod tests {
         let (first, ask) = images.accept(&clock(), Ok(wanted("r.example/clock:1")), None, None, None);
         assert_eq!((told(&first), ask), (Err(Reason::Resolving), true));
         let question = images.question(&clock()).unwrap();
-        let one = images.resolve(&clock(), &question, Resolution::Resolved(digest(1)), Some(&first)).unwrap();
+        let (one, again) = images.resolve(&clock(), &question, Resolution::Resolved(digest(1)), Some(&first)).unwrap();
+        assert_eq!(again, None);
         assert_eq!(told(&one), Ok(format!("r.example/clock@{}", digest(1))));
         assert_eq!(images.open().count(), 0);
         // Another image: what was served goes on until it is known, and an answer to the old question is none.
@@ -240,7 +247,13 @@ mod tests {
         let mut images = Images::default();
         images.accept(&clock(), Ok(wanted("r.example/clock:1")), None, None, None);
         let question = images.question(&clock()).unwrap();
-        let mut after = |resolution| told(&images.resolve(&clock(), &question, resolution, None).unwrap());
+        let mut times = 0;
+        let mut after = |resolution| {
+            let (published, again) = images.resolve(&clock(), &question, resolution, None).unwrap();
+            times += 1;
+            assert_eq!(again, Some(times));
+            told(&published)
+        };
         assert_eq!(after(Resolution::Unread("HTTP 401".into())), Ok("r.example/clock:1".into()));
         assert_eq!(after(Resolution::Refused("a tar".into())), Err(Reason::ImageRefused));
         assert_eq!(after(Resolution::Unread("HTTP 503".into())), Err(Reason::ImageRefused));

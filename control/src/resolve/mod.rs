@@ -52,16 +52,15 @@ pub async fn follow(control: Arc<Control>) {
     }
 }
 
-/// How long to wait after so many failures. `jitter` is from 0 to 1: those that failed together do not come back together.
+/// How long to wait after so many failures, one or more. `jitter` is from 0 to 1: those that failed together do not come back together.
 fn pause(failures: u32, jitter: f64) -> Duration {
-    FIRST.saturating_mul(1 << failures.min(16)).min(LONGEST).mul_f64(0.5 + jitter / 2.0)
+    FIRST.saturating_mul(1 << failures.saturating_sub(1).min(16)).min(LONGEST).mul_f64(0.5 + jitter / 2.0)
 }
 
 /// Questions that are being asked. Several components may have the same.
 struct Asking {
     control: Arc<Control>,
     of: HashMap<Question, BTreeSet<ComponentId>>,
-    failures: HashMap<Question, u32>,
     all: Arc<Semaphore>,
     of_namespaces: HashMap<Option<String>, Arc<Semaphore>>,
     answers: mpsc::UnboundedSender<(Question, Resolution)>,
@@ -70,7 +69,7 @@ struct Asking {
 impl Asking {
     fn new(control: Arc<Control>, answers: mpsc::UnboundedSender<(Question, Resolution)>) -> Self {
         let all = Arc::new(Semaphore::new(ASKED));
-        Self { control, of: HashMap::new(), failures: HashMap::new(), all, of_namespaces: HashMap::new(), answers }
+        Self { control, of: HashMap::new(), all, of_namespaces: HashMap::new(), answers }
     }
 
     fn ask(&mut self, id: ComponentId) {
@@ -97,16 +96,19 @@ impl Asking {
     }
 
     fn hear(&mut self, question: &Question, resolution: &Resolution) {
-        let mut open = self.of.remove(question).unwrap_or_default();
-        open.retain(|id| self.control.resolve(id, question, resolution.clone()));
+        let (mut open, mut failures) = (Vec::new(), 0);
+        for id in self.of.remove(question).unwrap_or_default() {
+            if let Some(of_this) = self.control.resolve(&id, question, resolution.clone()) {
+                failures = failures.max(of_this);
+                open.push(id);
+            }
+        }
+        let (Resolution::Refused(why) | Resolution::Unread(why)) = resolution else { return };
         if open.is_empty() {
-            self.failures.remove(question);
             return;
         }
-        tracing::warn!(image = %question.image, components = ?open, ?resolution, "an image is not resolved; its registry is asked again");
-        let failures = self.failures.entry(question.clone()).or_default();
-        let (pause, control) = (pause(*failures, fastrand::f64()), Arc::clone(&self.control));
-        *failures = failures.saturating_add(1);
+        tracing::warn!(image = %question.image, components = ?open, why, "an image is not resolved; its registry is asked again");
+        let (pause, control) = (pause(failures, fastrand::f64()), Arc::clone(&self.control));
         tokio::spawn(async move {
             tokio::time::sleep(pause).await;
             control.ask_registries_for(open);
@@ -120,8 +122,8 @@ mod tests {
 
     #[test]
     fn a_registry_is_asked_ever_more_seldom() {
-        let seconds = [0, 1, 2, 10, 1_000].map(|failures| pause(failures, 1.0).as_secs());
+        let seconds = [1, 2, 3, 11, 1_000].map(|failures| pause(failures, 1.0).as_secs());
         assert_eq!(seconds, [5, 10, 20, 300, 300]);
-        assert_eq!(pause(1, 0.0).as_secs(), 5, "half of it is by chance");
+        assert_eq!(pause(2, 0.0).as_secs(), 5, "half of it is by chance");
     }
 }
