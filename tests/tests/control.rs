@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use pillion_tests::{eventually, place, registry::Artifact, world::World};
+use pillion_tests::{control::Plane, eventually, place, registry::Artifact, world::World};
 use serde_json::json;
 
 #[tokio::test]
@@ -235,4 +235,31 @@ async fn what_control_cannot_read_nodes_ask_for_themselves() -> Result<()> {
     world.answers(&cart, 8081, "/", "hello\n").await?;
     world.has_condition("hello", "Resolved", "Unread", "it does not speak TLS").await?;
     world.has_condition("hello", "Ready", "Ready", "").await
+}
+
+#[tokio::test]
+async fn what_makes_no_sense_does_not_come_in() -> Result<()> {
+    let plane = Plane::start().await?;
+    let value = json!({"name": "NAME", "value": "v"});
+    let from = json!({"name": "NAME", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}});
+    let long = "x".repeat(64);
+    let table = [
+        ("whole", "./clock.wasm", json!({}), "the registry always said"),
+        ("whole", "hello:1", json!({"env": [value, value]}), "Duplicate value"),
+        ("whole", "hello:1", json!({"env": [from]}), "valueFrom: a ClusterComponent has no namespace"),
+        ("whole", "hello:1", json!({"imagePullSecrets": [{"name": "s"}]}), "imagePullSecrets: a ClusterComponent"),
+        ("whole", "hello:1", json!({"access": {"namespaces": ["shop", "shop"]}}), "Duplicate value"),
+        ("whole", "hello:1", json!({"limits": {"queue": 10_001}}), "should be less than or equal to 10000"),
+        ("with.dot", "hello:1", json!({}), "metadata.name: allowed are at most 63"),
+        (&long, "hello:1", json!({}), "metadata.name: allowed are at most 63"),
+    ];
+    for (name, image, more, expected) in table {
+        let image = if image.starts_with('.') { image.to_owned() } else { format!("r.example/{image}") };
+        let mut spec = json!({"image": image});
+        let both = spec.as_object_mut().zip(more.as_object());
+        both.into_iter().for_each(|(spec, more)| spec.extend(more.clone()));
+        let error = plane.cluster_component(name, &spec).err().context("it came in")?;
+        ensure!(format!("{error:#}").contains(expected), "{expected}: {error:#}");
+    }
+    Ok(())
 }

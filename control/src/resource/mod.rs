@@ -9,6 +9,7 @@ mod rejection;
 mod spec;
 mod value;
 
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{CustomResourceDefinition, ValidationRule};
 use kube::{CustomResource, CustomResourceExt};
 use pillion_protocol::{component::Image, stream::WantedComponent};
 use schemars::JsonSchema;
@@ -60,6 +61,16 @@ pub struct ComponentSpec {
     printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].reason","priority":1}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#
 )]
+#[schemars(extend("x-kubernetes-validations" = [
+    {
+        "rule": "!has(self.imagePullSecrets) || size(self.imagePullSecrets) == 0",
+        "message": "imagePullSecrets: a ClusterComponent has no namespace, and so no Secrets"
+    },
+    {
+        "rule": "(!has(self.env) || self.env.all(each, !has(each.valueFrom))) && (!has(self.config) || self.config.all(each, !has(each.valueFrom)))",
+        "message": "valueFrom: a ClusterComponent has no namespace, and so no ConfigMaps or Secrets"
+    }
+]))]
 pub struct ClusterComponentSpec {
     /// What it is.
     #[serde(flatten)]
@@ -76,9 +87,25 @@ pub struct ClusterComponentSpec {
 /// None that could be provoked: a definition that cannot be written.
 pub fn definitions() -> anyhow::Result<[(&'static str, String); 2]> {
     Ok([
-        ("components.yaml", serde_saphyr::to_string(&Component::crd())?),
-        ("clustercomponents.yaml", serde_saphyr::to_string(&ClusterComponent::crd())?),
+        ("components.yaml", serde_saphyr::to_string(&definition::<Component>())?),
+        ("clustercomponents.yaml", serde_saphyr::to_string(&definition::<ClusterComponent>())?),
     ])
+}
+
+/// One of them. An annotation has to be able to name what it defines.
+fn definition<K: CustomResourceExt>() -> CustomResourceDefinition {
+    let mut definition = K::crd();
+    let name = ValidationRule {
+        rule: "size(self.metadata.name) <= 63 && !self.metadata.name.contains('.')".into(),
+        message: Some("metadata.name: allowed are at most 63 of a-z, 0-9 and -".into()),
+        ..ValidationRule::default()
+    };
+    for schema in definition.spec.versions.iter_mut().filter_map(|version| version.schema.as_mut()) {
+        if let Some(root) = &mut schema.open_api_v3_schema {
+            root.x_kubernetes_validations = Some(vec![name.clone()]);
+        }
+    }
+    definition
 }
 
 impl Spec {

@@ -8,19 +8,22 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "camelCase")]
 pub struct Spec {
     /// An artifact in a registry, by a tag or by a digest: registry.example/acme/clock:1.0.1
-    #[schemars(length(min = 1, max = 512))]
+    #[schemars(length(min = 1, max = 512), extend("x-kubernetes-validations" = [{
+        "rule": "self.contains('/') && !self.startsWith('/') && !self.startsWith('.')",
+        "message": "expected REGISTRY/REPOSITORY:TAG or REGISTRY/REPOSITORY@sha256:…, the registry always said"
+    }]))]
     pub image: String,
     /// Secrets of the component's namespace, of the type kubernetes.io/dockerconfigjson, by which nodes pull the image. Only for a Component.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 10))]
+    #[schemars(length(max = 10), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub image_pull_secrets: Vec<SecretRef>,
     /// The guest's environment; nothing else is in it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 1000))]
+    #[schemars(length(max = 1000), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub env: Vec<Variable>,
     /// What the guest reads through wasi:config, or as Spin's variables.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 1000))]
+    #[schemars(length(max = 1000), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub config: Vec<Variable>,
     /// What one request, and one binding, may use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -139,11 +142,11 @@ pub struct Instances {
 pub struct Access {
     /// Namespaces, all of whose pods may.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 1000))]
+    #[schemars(length(max = 1000), extend("x-kubernetes-list-type" = "set"))]
     pub namespaces: Vec<String>,
     /// Service accounts whose pods may.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 1000))]
+    #[schemars(length(max = 1000), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["namespace", "name"]))]
     pub service_accounts: Vec<ServiceAccount>,
 }
 
