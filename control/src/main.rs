@@ -17,6 +17,9 @@ use tokio::{
     sync,
 };
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// How long nodes' streams may take to end: each is told to go elsewhere at once.
 const END: Duration = Duration::from_secs(2);
 
