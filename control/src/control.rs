@@ -187,8 +187,7 @@ impl Control {
     /// A registry was asked. Gives how often that was in vain, if it is to be asked again.
     pub fn resolve(&self, id: &ComponentId, question: &Question, resolution: Resolution) -> Option<u32> {
         let mut images = self.images();
-        let before = self.catalog().published(id).cloned();
-        let (published, again) = images.resolve(id, question, resolution, before.as_ref())?;
+        let (published, again) = images.resolve(id, question, resolution)?;
         self.publish(id.clone(), Some(published));
         again
     }

@@ -27,6 +27,9 @@ const ARRIVAL: Duration = Duration::from_secs(3);
 /// So many are written at once.
 const WRITTEN: usize = 8;
 
+/// The reason of a component whose image control cannot read.
+pub(crate) const UNREAD: &str = "Unread";
+
 /// The most that a message has of what nodes say.
 const MESSAGE: usize = 1_000;
 
@@ -108,13 +111,29 @@ where
 
 /// What is known of a component, here and on nodes.
 struct Known {
-    image: Image,
+    accepted: Result<(), Rejection>,
+    /// What its image was found to be.
+    resolution: Option<Resolution>,
+    /// The image with its digest.
+    resolved_image: Option<String>,
     /// What each node that wants it has said of it as it is now, with its name.
     nodes: Vec<(String, Option<ComponentReport>)>,
 }
 
+impl Known {
+    /// What is known of it here.
+    fn new(image: &Image) -> Self {
+        Self {
+            accepted: image.accepted.as_ref().map(|_| ()).map_err(Clone::clone),
+            resolution: image.resolution.clone(),
+            resolved_image: image.resolved_image(),
+            nodes: Vec::new(),
+        }
+    }
+}
+
 fn known(control: &Control, id: &ComponentId) -> Option<Known> {
-    let image = control.images().get(id)?.clone();
+    let known = Known::new(control.images().get(id)?);
     let catalog = control.catalog();
     let version = catalog.published(id)?.version().clone();
     let reports = control.reports();
@@ -130,7 +149,7 @@ fn known(control: &Control, id: &ComponentId) -> Option<Known> {
         (node.to_string(), said.cloned())
     };
     let nodes = catalog.nodes_of(id).into_iter().map(of_node).collect();
-    Some(Known { image, nodes })
+    Some(Known { nodes, ..known })
 }
 
 /// The status of a component. What has not changed keeps its time.
@@ -149,13 +168,13 @@ fn status(known: &Known, generation: Option<i64>, before: &ComponentStatus, now:
         let (reason, last_transition_time) = (reason.to_owned(), since.to_owned());
         Condition { kind, status, reason, message, observed_generation: generation, last_transition_time }
     };
-    let accepted = match &known.image.accepted {
-        Ok(_) => condition(ConditionType::Accepted, ConditionStatus::True, "Accepted", "it can be served".into()),
+    let accepted = match &known.accepted {
+        Ok(()) => condition(ConditionType::Accepted, ConditionStatus::True, "Accepted", "it can be served".into()),
         Err(Rejection { reason, message }) => {
             condition(ConditionType::Accepted, ConditionStatus::False, &format!("{reason:?}"), message.clone())
         }
     };
-    let (is_resolved, why, message) = resolution(&known.image);
+    let (is_resolved, why, message) = resolution(known);
     let resolved = condition(ConditionType::Resolved, is_resolved, why, message);
     let failures = || {
         let of_node = |(node, said): &(String, Option<ComponentReport>)| {
@@ -164,19 +183,19 @@ fn status(known: &Known, generation: Option<i64>, before: &ComponentStatus, now:
         let all: Vec<_> = known.nodes.iter().filter_map(of_node).collect();
         cut(&all.join("; "))
     };
-    let (status, reason, message) = match (&known.image.accepted, &known.image.resolution, wanted) {
+    let (status, reason, message) = match (&known.accepted, &known.resolution, wanted) {
         (Err(_), ..) => (ConditionStatus::False, "NotAccepted", "see the condition Accepted".into()),
-        (Ok(_), None | Some(Resolution::Refused(_)), _) => {
+        (Ok(()), None | Some(Resolution::Refused(_)), _) => {
             (ConditionStatus::False, "NotResolved", "see the condition Resolved; what was served before goes on".into())
         }
-        (Ok(_), _, 0) => (ConditionStatus::Unknown, "NotBound", "no pod names it".into()),
-        (Ok(_), ..) if failed > 0 => (ConditionStatus::False, "Failed", failures()),
-        (Ok(_), ..) if ready == wanted => (ConditionStatus::True, "Ready", format!("{wanted} nodes serve it")),
-        (Ok(_), ..) => (ConditionStatus::False, "Preparing", format!("{ready} of {wanted} nodes serve it")),
+        (Ok(()), _, 0) => (ConditionStatus::Unknown, "NotBound", "no pod names it".into()),
+        (Ok(()), ..) if failed > 0 => (ConditionStatus::False, "Failed", failures()),
+        (Ok(()), ..) if ready == wanted => (ConditionStatus::True, "Ready", format!("{wanted} nodes serve it")),
+        (Ok(()), ..) => (ConditionStatus::False, "Preparing", format!("{ready} of {wanted} nodes serve it")),
     };
     ComponentStatus {
         observed_generation: generation,
-        resolved_image: known.image.resolved().map(|resolved| resolved.to_string()),
+        resolved_image: known.resolved_image.clone(),
         digest,
         nodes: Some(format!("{ready}/{wanted}")),
         wanted_nodes: number(wanted),
@@ -187,17 +206,17 @@ fn status(known: &Known, generation: Option<i64>, before: &ComponentStatus, now:
 }
 
 /// What is known of the image, as a condition: its status, its reason and its message.
-fn resolution(image: &Image) -> (ConditionStatus, &'static str, String) {
-    match (&image.accepted, &image.resolution) {
+fn resolution(known: &Known) -> (ConditionStatus, &'static str, String) {
+    match (&known.accepted, &known.resolution) {
         (Err(_), _) => (ConditionStatus::Unknown, "NotAccepted", "see the condition Accepted".into()),
-        (Ok(_), None) => (ConditionStatus::Unknown, "Resolving", "its registry is being asked".into()),
-        (Ok(_), Some(Resolution::Resolved(digest))) => {
+        (Ok(()), None) => (ConditionStatus::Unknown, "Resolving", "its registry is being asked".into()),
+        (Ok(()), Some(Resolution::Resolved(digest))) => {
             (ConditionStatus::True, "Resolved", format!("nodes serve {digest}"))
         }
-        (Ok(_), Some(Resolution::Refused(why))) => (ConditionStatus::False, "ImageRefused", cut(why)),
-        (Ok(_), Some(Resolution::Unread(why))) => {
+        (Ok(()), Some(Resolution::Refused(why))) => (ConditionStatus::False, "ImageRefused", cut(why)),
+        (Ok(()), Some(Resolution::Unread(why))) => {
             let message = format!("control cannot read it, so each node asks for the tag itself: {why}");
-            (ConditionStatus::False, "Unread", cut(&message))
+            (ConditionStatus::False, UNREAD, cut(&message))
         }
     }
 }
@@ -221,17 +240,17 @@ mod tests {
         Some(ComponentReport { version: Version("v".into()), digest: None, failure: failure.map(Into::into) })
     }
 
-    fn image(resolution: Option<Resolution>) -> Image {
+    fn known(resolution: Option<Resolution>, nodes: Vec<(String, Option<ComponentReport>)>) -> Known {
         let mut images = Images::default();
         let (id, spec) = ("clock".parse().unwrap(), SpecImage::Reference("r.example/clock:1".parse().unwrap()));
         images.accept(&id, Ok(ComponentSpec::new(spec).into()), None, None, None);
         let question = images.question(&id).unwrap();
-        resolution.and_then(|resolution| images.resolve(&id, &question, resolution, None));
-        images.get(&id).unwrap().clone()
+        resolution.and_then(|resolution| images.resolve(&id, &question, resolution));
+        Known { nodes, ..Known::new(images.get(&id).unwrap()) }
     }
 
-    fn resolved() -> Image {
-        image(Some(Resolution::Resolved(Digest::from_sha256([1; 32]))))
+    fn resolved(nodes: Vec<(String, Option<ComponentReport>)>) -> Known {
+        known(Some(Resolution::Resolved(Digest::from_sha256([1; 32]))), nodes)
     }
 
     fn ready(known: &Known) -> (ConditionStatus, String, String) {
@@ -242,9 +261,8 @@ mod tests {
 
     #[test]
     fn a_component_is_ready_when_every_node_that_wants_it_says_so() {
-        let known = |nodes: &[Option<ComponentReport>]| Known {
-            image: resolved(),
-            nodes: nodes.iter().enumerate().map(|(i, said)| (format!("n{i}"), said.clone())).collect(),
+        let known = |nodes: &[Option<ComponentReport>]| {
+            resolved(nodes.iter().enumerate().map(|(i, said)| (format!("n{i}"), said.clone())).collect())
         };
         let table = [
             (vec![], ConditionStatus::Unknown, "NotBound"),
@@ -258,9 +276,8 @@ mod tests {
             assert_eq!((is, why.as_str()), (status, reason), "{message}");
         }
         assert_eq!(ready(&known(&[said(Some("no such image"))])).2, "n0: no such image");
-        let mut wrong = Known { image: resolved(), nodes: vec![] };
-        wrong.image.accepted = Err(Rejection::invalid("\"x\" is no size".into()));
-        assert_eq!(ready(&wrong).1, "NotAccepted");
+        let accepted = Err(Rejection::invalid("\"x\" is no size".into()));
+        assert_eq!(ready(&Known { accepted, ..resolved(vec![]) }).1, "NotAccepted");
     }
 
     #[test]
@@ -272,7 +289,7 @@ mod tests {
             (Some(Resolution::Resolved(Digest::from_sha256([1; 32]))), ConditionStatus::True, "Resolved", "Ready"),
         ];
         for (resolution, expected, why, is_ready) in table {
-            let known = Known { image: image(resolution), nodes: vec![("n".into(), said(None))] };
+            let known = known(resolution, vec![("n".into(), said(None))]);
             let status = status(&known, Some(3), &ComponentStatus::default(), "2026-01-01T00:00:00Z");
             let resolved = status.conditions.iter().find(|of| of.kind == ConditionType::Resolved).unwrap();
             assert_eq!((resolved.status, resolved.reason.as_str()), (expected, why));
@@ -283,10 +300,10 @@ mod tests {
 
     #[test]
     fn what_has_not_changed_keeps_its_time() {
-        let known = Known { image: resolved(), nodes: vec![("n".into(), said(None))] };
+        let known = resolved(vec![("n".into(), said(None))]);
         let first = status(&known, Some(1), &ComponentStatus::default(), "then");
         assert_eq!(status(&known, Some(1), &first, "now"), first);
-        let failed = Known { image: resolved(), nodes: vec![("n".into(), said(Some("gone")))] };
+        let failed = resolved(vec![("n".into(), said(Some("gone")))]);
         let times: Vec<_> =
             status(&failed, Some(1), &first, "now").conditions.into_iter().map(|c| c.last_transition_time).collect();
         assert_eq!(times, ["then", "then", "now"]);

@@ -34,45 +34,32 @@ pub struct Image {
 }
 
 /// An image with the digest that it was found to have, as a component's status keeps it: `REGISTRY/REPOSITORY:TAG@sha256:…`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Resolved {
-    /// The image, as the component names it.
-    pub image: Reference,
-    /// What it was found to have.
-    pub digest: Digest,
-}
-
-impl std::fmt::Display for Resolved {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.image.digest() {
-            Some(_) => write!(f, "{}", self.image),
-            None => write!(f, "{}@{}", self.image, self.digest),
-        }
+fn kept(image: &Reference, digest: Digest) -> String {
+    match image.digest() {
+        Some(_) => image.to_string(),
+        None => format!("{image}@{digest}"),
     }
 }
 
-impl Resolved {
-    /// What a status says of `image`, if it says anything of that one.
-    pub fn of(image: &Reference, status: &str) -> Option<Digest> {
-        let (_, digest) = status.rsplit_once('@')?;
-        let digest = digest.parse().ok()?;
-        (Self { image: image.clone(), digest }.to_string() == status).then_some(digest)
-    }
+/// What a status says of `image`, if it says anything of that one.
+fn kept_of(image: &Reference, status: &str) -> Option<Digest> {
+    let digest = status.rsplit_once('@')?.1.parse().ok()?;
+    (kept(image, digest) == status).then_some(digest)
 }
 
 impl Image {
     /// The image as the component names it.
-    pub fn reference(&self) -> Option<&Reference> {
+    fn reference(&self) -> Option<&Reference> {
         match &self.accepted.as_ref().ok()?.spec.image {
             SpecImage::Reference(image) => Some(image),
             SpecImage::Path(_) => None,
         }
     }
 
-    /// The image with its digest, if that was found.
-    pub fn resolved(&self) -> Option<Resolved> {
+    /// The image with its digest, if that was found, as a status keeps it.
+    pub fn resolved_image(&self) -> Option<String> {
         match self.resolution {
-            Some(Resolution::Resolved(digest)) => Some(Resolved { image: self.reference()?.clone(), digest }),
+            Some(Resolution::Resolved(digest)) => Some(kept(self.reference()?, digest)),
             _ => None,
         }
     }
@@ -126,16 +113,17 @@ impl Images {
     ) -> (Published, bool) {
         let old = self.0.remove(id);
         let mut new = Image { accepted, access, resolution: None, failures: 0 };
-        let kept = status.zip(new.reference()).and_then(|(status, image)| Resolved::of(image, status));
+        let kept = status.zip(new.reference()).and_then(|(status, image)| kept_of(image, status));
         new.resolution = match (&old, kept) {
             (_, Some(digest)) => Some(Resolution::Resolved(digest)),
             (Some(old), None) if old.reference() == new.reference() => old.resolution.clone(),
             _ => None,
         };
         // Other credentials may lead further.
-        let is_news = old.as_ref().and_then(Image::question) != new.question();
+        let question = new.question();
+        let is_news = old.as_ref().and_then(Image::question) != question;
         new.failures = old.filter(|_| !is_news).map_or(0, |old| old.failures);
-        let (published, ask) = (new.published(before), is_news && new.question().is_some());
+        let (published, ask) = (new.published(before), is_news && question.is_some());
         self.0.insert(id.clone(), new);
         (published, ask)
     }
@@ -167,7 +155,6 @@ impl Images {
         id: &ComponentId,
         question: &Question,
         resolution: Resolution,
-        before: Option<&Published>,
     ) -> Option<(Published, Option<u32>)> {
         let image = self.0.get_mut(id).filter(|image| image.question().as_ref() == Some(question))?;
         // What it was found to be is not forgotten when the registry is away.
@@ -178,7 +165,8 @@ impl Images {
         }
         image.failures = image.failures.saturating_add(1);
         let again = image.question().map(|_| image.failures);
-        Some((image.published(before), again))
+        // Something is known of it now, so what was published before does not count.
+        Some((image.published(None), again))
     }
 }
 
@@ -211,17 +199,17 @@ mod tests {
         let (first, ask) = images.accept(&clock(), Ok(wanted("r.example/clock:1")), None, None, None);
         assert_eq!((told(&first), ask), (Err(Reason::Resolving), true));
         let question = images.question(&clock()).unwrap();
-        let (one, again) = images.resolve(&clock(), &question, Resolution::Resolved(digest(1)), Some(&first)).unwrap();
+        let (one, again) = images.resolve(&clock(), &question, Resolution::Resolved(digest(1))).unwrap();
         assert_eq!(again, None);
         assert_eq!(told(&one), Ok(format!("r.example/clock@{}", digest(1))));
         assert_eq!(images.open().count(), 0);
         // Another image: what was served goes on until it is known, and an answer to the old question is none.
         let (still, ask) = images.accept(&clock(), Ok(wanted("r.example/clock:2")), None, None, Some(&one));
         assert_eq!((told(&still), ask), (told(&one), true));
-        assert_eq!(images.resolve(&clock(), &question, Resolution::Resolved(digest(9)), Some(&still)), None);
+        assert_eq!(images.resolve(&clock(), &question, Resolution::Resolved(digest(9))), None);
         // The same image with other settings keeps its digest.
         let question = images.question(&clock()).unwrap();
-        images.resolve(&clock(), &question, Resolution::Resolved(digest(2)), Some(&still)).unwrap();
+        images.resolve(&clock(), &question, Resolution::Resolved(digest(2))).unwrap();
         let (same, ask) = images.accept(&clock(), Ok(wanted("r.example/clock:2")), None, None, None);
         assert_eq!((told(&same), ask), (Ok(format!("r.example/clock@{}", digest(2))), false));
     }
@@ -232,14 +220,14 @@ mod tests {
         let status = format!("r.example/clock:1@{}", digest(1));
         let (kept, ask) = images.accept(&clock(), Ok(wanted("r.example/clock:1")), None, Some(&status), None);
         assert_eq!((told(&kept), ask), (Ok(format!("r.example/clock@{}", digest(1))), false));
-        assert_eq!(images.get(&clock()).unwrap().resolved().unwrap().to_string(), status);
+        assert_eq!(images.get(&clock()).unwrap().resolved_image().unwrap(), status);
         let (other, ask) = images.accept(&clock(), Ok(wanted("r.example/clock:10")), None, Some(&status), None);
         assert_eq!((told(&other), ask), (Err(Reason::Resolving), true));
         for broken in ["", "r.example/clock:10", "r.example/clock:10@sha256:1", "@"] {
-            assert_eq!(Resolved::of(&"r.example/clock:10".parse().unwrap(), broken), None);
+            assert_eq!(kept_of(&"r.example/clock:10".parse().unwrap(), broken), None);
         }
         let pinned: Reference = format!("r.example/clock@{}", digest(3)).parse().unwrap();
-        assert_eq!(Resolved::of(&pinned, &pinned.to_string()), Some(digest(3)));
+        assert_eq!(kept_of(&pinned, &pinned.to_string()), Some(digest(3)));
     }
 
     #[test]
@@ -249,7 +237,7 @@ mod tests {
         let question = images.question(&clock()).unwrap();
         let mut times = 0;
         let mut after = |resolution| {
-            let (published, again) = images.resolve(&clock(), &question, resolution, None).unwrap();
+            let (published, again) = images.resolve(&clock(), &question, resolution).unwrap();
             times += 1;
             assert_eq!(again, Some(times));
             told(&published)
@@ -267,7 +255,7 @@ mod tests {
             None,
         );
         assert!(ask);
-        assert_eq!(images.resolve(&clock(), &question, Resolution::Resolved(digest(1)), None), None);
+        assert_eq!(images.resolve(&clock(), &question, Resolution::Resolved(digest(1))), None);
     }
 
     #[test]

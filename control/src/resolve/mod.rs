@@ -15,12 +15,13 @@ use std::{
 
 use pillion_protocol::{
     id::ComponentId,
+    name::Name,
     resolution::{Question, Resolution},
 };
 use tokio::sync::{Semaphore, mpsc};
 
 pub use self::{
-    images::{Image, Images, Resolved},
+    images::{Image, Images},
     resolver::Resolver,
 };
 use crate::control::Control;
@@ -62,7 +63,7 @@ struct Asking {
     control: Arc<Control>,
     of: HashMap<Question, BTreeSet<ComponentId>>,
     all: Arc<Semaphore>,
-    of_namespaces: HashMap<Option<String>, Arc<Semaphore>>,
+    of_namespaces: HashMap<Option<Name>, Arc<Semaphore>>,
     answers: mpsc::UnboundedSender<(Question, Resolution)>,
 }
 
@@ -74,7 +75,7 @@ impl Asking {
 
     fn ask(&mut self, id: ComponentId) {
         let Some(question) = self.control.images().question(&id) else { return };
-        let namespace = id.namespace.as_ref().map(ToString::to_string);
+        let namespace = id.namespace.clone();
         let of = self.of.entry(question.clone()).or_default();
         of.insert(id);
         if of.len() > 1 {

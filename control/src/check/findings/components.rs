@@ -3,10 +3,10 @@
 use kube::ResourceExt;
 
 use super::{Cluster, Finding, seen};
-use crate::resource::{ClusterComponent, Component, ComponentStatus, ConditionStatus, ConditionType};
-
-/// The reason of a component whose image control cannot read.
-const UNREAD: &str = "Unread";
+use crate::{
+    resource::{ClusterComponent, Component, ComponentStatus, ConditionStatus, ConditionType},
+    status::UNREAD,
+};
 
 pub(super) fn findings(cluster: &Cluster) -> Vec<Finding> {
     let of_namespaces = seen("Components", &cluster.components, |all| {

@@ -3,13 +3,16 @@
 //! Two layouts are known: the CNCF's *Wasm OCI artifact*
 //! (<https://tag-runtime.cncf.io/wgs/wasm/deliverables/wasm-oci-artifact/>), and the one of Spin applications.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use oci_client::manifest::{OciDescriptor, OciImageManifest};
 use pillion_protocol::digest::Digest;
 use serde::Deserialize;
 
-use crate::compiler::{MAX_COMPONENT, facts::Interfaces};
+use crate::{
+    compiler::{MAX_COMPONENT, facts::Interfaces},
+    spin::App,
+};
 
 /// The largest manifest, configuration and locked application, in bytes; the specification's own limit for manifests.
 pub const MAX_DOCUMENT: u64 = 4 << 20;
@@ -164,6 +167,17 @@ pub fn check_config(config: &[u8], layer: &Blob) -> Result<(), String> {
             layer.digest
         )),
     }
+}
+
+/// The layers that hold an application's components, each once.
+///
+/// # Errors
+///
+/// A component that is in none, for people.
+pub fn layers_of<'a>(app: &App, components: &'a BTreeMap<Digest, Blob>) -> Result<Vec<&'a Blob>, String> {
+    let missing = |digest| format!("its component {digest} is in none of its layers");
+    let needed: BTreeSet<_> = app.digests().collect();
+    needed.into_iter().map(|digest| components.get(&digest).ok_or_else(|| missing(digest))).collect()
 }
 
 /// What the configuration of a CNCF Wasm artifact says of its component, if it says that. Whoever pushed it may have written anything.

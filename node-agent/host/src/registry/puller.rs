@@ -5,7 +5,7 @@
 //! has its name from its digest; what it has not finished goes with it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     io::{self, Read, Write},
     time::{Duration, Instant},
 };
@@ -212,10 +212,7 @@ impl Pull<'_> {
         let document = self.document(registry, lock, Step::Application, &mut progress).await?;
         let wrong = |problem: String| self.failure(Step::Application, problem);
         let app = spin::App::read(&document).map_err(|error| wrong(error.to_string()))?;
-        let missing = |digest| wrong(format!("its component {digest} is in none of its layers"));
-        let find = |digest: Digest| components.get(&digest).ok_or_else(|| missing(digest));
-        let needed: BTreeSet<_> = app.digests().collect();
-        let layers = needed.into_iter().map(find).collect::<Result<Vec<_>, _>>()?;
+        let layers = manifest::layers_of(&app, components).map_err(wrong)?;
         self.expect(&mut progress, layers.iter().copied())?;
         for layer in layers {
             self.layer(registry, layer, &mut progress).await?;

@@ -107,9 +107,7 @@ async fn look_at(image: &Reference, source: Source, wait: Duration) -> Result<Di
         Layout::App { lock, components } => {
             let app = spin::App::read(&document(&registry, image, &lock).await?);
             let app = app.map_err(|error| Failure::Refused(error.to_string()))?;
-            if let Some(missing) = app.digests().find(|digest| !components.contains_key(digest)) {
-                return Err(Failure::Refused(format!("its component {missing} is in none of its layers")));
-            }
+            manifest::layers_of(&app, &components).map_err(Failure::Refused)?;
         }
     }
     Ok(digest)

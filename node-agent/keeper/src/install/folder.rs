@@ -9,7 +9,7 @@ use std::{
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::conflist::{Found, Trouble};
+use super::conflist::{self, Found, Trouble};
 
 /// No configuration is larger, in bytes.
 const LIMIT: u64 = 1 << 20;
@@ -77,6 +77,11 @@ pub fn names(folder: &Path) -> Result<Vec<String>, FolderError> {
         Ok(names)
     };
     read().map_err(|error| FolderError::new("read the folder", folder, error))
+}
+
+/// Reads those of these files that a runtime reads.
+pub fn configurations(folder: &Path, names: &[String]) -> Vec<Found> {
+    names.iter().filter(|name| conflist::is_read(name)).map(|name| find(folder, name)).collect()
 }
 
 /// Reads a file.

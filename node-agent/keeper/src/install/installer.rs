@@ -131,9 +131,7 @@ impl Installer<'_> {
         let _lock = folder::lock(folder)?;
         self.binary()?;
         let names = folder::names(folder)?;
-        let files: Vec<_> =
-            names.iter().filter(|name| conflist::is_read(name)).map(|name| folder::find(folder, name)).collect();
-        let plan = conflist::plan(&files, &self.entry);
+        let plan = conflist::plan(&folder::configurations(folder, &names), &self.entry);
         if let Some(settling) = self.unsettled(&plan.broken) {
             return Ok(settling);
         }

@@ -17,11 +17,9 @@ impl CniStatus {
         if !binary.is_file() {
             bail!("the plugin's binary {} is not there", binary.display());
         }
-        let names = folder::names(conf_dir)?;
-        let files: Vec<_> =
-            names.iter().filter(|name| conflist::is_read(name)).map(|name| folder::find(conf_dir, name)).collect();
-        let there =
-            said(conflist::plan(&files, &Entry::new(&self.cni_socket)), conf_dir).map_err(anyhow::Error::msg)?;
+        let files = folder::configurations(conf_dir, &folder::names(conf_dir)?);
+        let plan = conflist::plan(&files, &Entry::new(&self.cni_socket));
+        let there = said(plan, conf_dir).map_err(anyhow::Error::msg)?;
         println!("{there}");
         Ok(())
     }
