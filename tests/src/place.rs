@@ -1,7 +1,7 @@
 //! Where things are: guests, stores, free ports.
 
 use std::{
-    env,
+    env, fs,
     net::{Ipv4Addr, Ipv6Addr, TcpListener},
     path::PathBuf,
     sync::atomic::{AtomicU32, Ordering::Relaxed},
@@ -33,6 +33,20 @@ pub fn guest(name: &str) -> Result<PathBuf> {
     let path = cache()?.join("guests").join(format!("{name}.wasm"));
     ensure!(path.is_file(), "{} is not there: `make test` builds it, tests/guests/build {name} too", path.display());
     Ok(path)
+}
+
+/// The component of a guest with a digest of its own: a custom section, which nobody reads, says which.
+///
+/// # Errors
+///
+/// A guest that was not built.
+pub fn numbered(guest: &str, number: u32) -> Result<Vec<u8>> {
+    let mut wasm = fs::read(self::guest(guest)?)?;
+    let name = b"test";
+    wasm.extend([0, u8::try_from(name.len() + 5)?, u8::try_from(name.len())?]);
+    wasm.extend(name);
+    wasm.extend(number.to_le_bytes());
+    Ok(wasm)
 }
 
 /// The store that tests share, so that a guest is compiled once.

@@ -226,7 +226,7 @@ impl World {
 }
 
 /// What a component is: its image, and `more`.
-fn spec(image: &str, more: Value) -> Value {
+pub fn spec(image: &str, more: Value) -> Value {
     let mut spec = json!({"image": image});
     if let (Some(spec), Value::Object(more)) = (spec.as_object_mut(), more) {
         spec.extend(more);

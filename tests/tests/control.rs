@@ -4,7 +4,12 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use pillion_tests::{control::Plane, eventually, place, registry::Artifact, world::World};
+use pillion_tests::{
+    control::Plane,
+    eventually, place,
+    registry::Artifact,
+    world::{World, spec},
+};
 use serde_json::json;
 
 #[tokio::test]
@@ -215,11 +220,8 @@ async fn a_tag_is_resolved_once_for_the_cluster() -> Result<()> {
 }
 
 /// Pushes a component that answers "hello", each `number` another artifact; gives its digest.
-async fn push(world: &World, name: &str, number: u8) -> Result<String> {
-    let mut wasm = std::fs::read(place::guest("hello-wasip2")?)?;
-    // A custom section, which nobody reads.
-    wasm.extend([0, 2, 1, number]);
-    Artifact::wasm(wasm).push(&world.registry, name).await
+async fn push(world: &World, name: &str, number: u32) -> Result<String> {
+    Artifact::wasm(place::numbered("hello-wasip2", number)?).push(&world.registry, name).await
 }
 
 #[tokio::test]
@@ -255,10 +257,7 @@ async fn what_makes_no_sense_does_not_come_in() -> Result<()> {
     ];
     for (name, image, more, expected) in table {
         let image = if image.starts_with('.') { image.to_owned() } else { format!("r.example/{image}") };
-        let mut spec = json!({"image": image});
-        let both = spec.as_object_mut().zip(more.as_object());
-        both.into_iter().for_each(|(spec, more)| spec.extend(more.clone()));
-        let error = plane.cluster_component(name, &spec).err().context("it came in")?;
+        let error = plane.cluster_component(name, &spec(&image, more)).err().context("it came in")?;
         ensure!(format!("{error:#}").contains(expected), "{expected}: {error:#}");
     }
     Ok(())

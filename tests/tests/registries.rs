@@ -78,14 +78,8 @@ fn hello() -> Result<String> {
     Ok(place::guest("hello-wasip2")?.display().to_string())
 }
 
-/// A component of its own digest: a custom section says which.
 fn numbered(number: u32) -> Result<Vec<u8>> {
-    let mut wasm = fs::read(hello()?)?;
-    let name = b"test";
-    wasm.extend([0, u8::try_from(name.len() + 5)?, u8::try_from(name.len())?]);
-    wasm.extend(name);
-    wasm.extend(number.to_le_bytes());
-    Ok(wasm)
+    place::numbered("hello-wasip2", number)
 }
 
 async fn answers(host: &Host, component: &str) -> Result<()> {
