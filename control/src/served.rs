@@ -116,7 +116,7 @@ mod tests {
         catalog.publish(id, Some(published));
         let (uid, cart): (ApiUid, _) = pod("shop", "cart", "a", "clock=8081");
         catalog.set_pod(uid, cart.clone());
-        let clock = ComponentReport { version, digest: None, failure: None };
+        let clock = ComponentReport { version, digest: None, failure: None, outbound: Vec::new() };
         let bound = PodReport { bound: [8081.try_into().unwrap()].into(), ..PodReport::default() };
         let report = Report {
             components: [("shop/clock".parse().unwrap(), clock)].into(),

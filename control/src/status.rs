@@ -100,7 +100,7 @@ where
         // What is not said stays in a merge.
         let mut patch = json!({"status": now});
         if let Some(status) = patch.get_mut("status").and_then(serde_json::Value::as_object_mut) {
-            for field in ["digest", "resolvedImage"] {
+            for field in ["allowedOutboundHosts", "digest", "resolvedImage"] {
                 status.entry(field).or_insert(serde_json::Value::Null);
             }
         }
@@ -162,6 +162,8 @@ fn status(known: &Known, generation: Option<i64>, before: &ComponentStatus, now:
     let failed = count(&|said| said.failure.is_some());
     let digests: BTreeSet<_> = known.nodes.iter().filter_map(|(_, said)| said.as_ref()?.digest).collect();
     let digest = digests.first().filter(|_| digests.len() == 1).map(ToString::to_string);
+    let outbound: BTreeSet<_> = known.nodes.iter().filter_map(|(_, said)| Some(&said.as_ref()?.outbound)).collect();
+    let outbound = outbound.first().filter(|_| outbound.len() == 1).map(|hosts| Vec::clone(hosts));
     let condition = |kind, status, reason: &str, message: String| {
         let old = before.conditions.iter().find(|old| old.kind == kind && old.status == status);
         let since = old.map_or(now, |old| &old.last_transition_time);
@@ -197,6 +199,7 @@ fn status(known: &Known, generation: Option<i64>, before: &ComponentStatus, now:
         observed_generation: generation,
         resolved_image: known.resolved_image.clone(),
         digest,
+        allowed_outbound_hosts: outbound.unwrap_or_default(),
         nodes: Some(format!("{ready}/{wanted}")),
         wanted_nodes: number(wanted),
         ready_nodes: number(ready),
@@ -237,7 +240,8 @@ mod tests {
     use crate::resolve::Images;
 
     fn said(failure: Option<&str>) -> Option<ComponentReport> {
-        Some(ComponentReport { version: Version("v".into()), digest: None, failure: failure.map(Into::into) })
+        let (version, outbound) = (Version("v".into()), Vec::new());
+        Some(ComponentReport { version, digest: None, failure: failure.map(Into::into), outbound })
     }
 
     fn known(resolution: Option<Resolution>, nodes: Vec<(String, Option<ComponentReport>)>) -> Known {
@@ -296,6 +300,21 @@ mod tests {
             assert_eq!(ready(&known).1, is_ready);
             assert_eq!(status.resolved_image.is_some(), expected == ConditionStatus::True);
         }
+    }
+
+    #[test]
+    fn where_guests_may_call_out_to_is_said_where_nodes_agree() {
+        let said = |hosts: &[&str]| {
+            let outbound = hosts.iter().map(ToString::to_string).collect();
+            Some(ComponentReport { outbound, ..said(None).unwrap() })
+        };
+        let shown = |nodes: Vec<Option<ComponentReport>>| {
+            let known = resolved(nodes.into_iter().map(|said| ("n".to_owned(), said)).collect());
+            status(&known, Some(3), &ComponentStatus::default(), "now").allowed_outbound_hosts
+        };
+        assert_eq!(shown(vec![said(&["https://a.example:443"]), None]), ["https://a.example:443"]);
+        assert_eq!(shown(vec![said(&["https://a.example:443"]), said(&[])]), [""; 0]);
+        assert_eq!(shown(vec![None]), [""; 0]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{fmt, ops::RangeInclusive, time::Duration};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    hosts::AllowedHost,
+    hosts::Allowance,
     name::Name,
     quantity::{ByteSize, Span},
     reference::{Reference, ReferenceError},
@@ -70,9 +70,9 @@ pub struct ComponentSpec {
     /// What one request, and one binding, may use.
     #[serde(default)]
     pub limits: Limits,
-    /// Where the guest may call out to; empty means nowhere.
+    /// Where the guest may call out to; empty means nowhere. What an artifact asks for itself counts only within it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub allowed_outbound_hosts: Vec<AllowedHost>,
+    pub allowed_outbound_hosts: Vec<Allowance>,
     /// How instances are used.
     #[serde(default)]
     pub instances: Instances,

@@ -214,6 +214,9 @@ pub struct ComponentReport {
     /// Why this version is not served, if it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
+    /// Where the guests of what is served may call out to, as far as a report has room for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub outbound: Vec<String>,
 }
 
 fn known<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<Key, Version>, D::Error> {

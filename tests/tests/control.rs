@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use pillion_tests::{
     control::Plane,
     eventually, place,
-    registry::Artifact,
+    registry::{Artifact, digest, spin_lock},
     world::{World, spec},
 };
 use serde_json::json;
@@ -217,6 +217,32 @@ async fn a_tag_is_resolved_once_for_the_cluster() -> Result<()> {
     })
     .await
     .with_context(|| world.logs())
+}
+
+#[tokio::test]
+async fn where_a_spin_application_may_call_out_to_is_in_its_status() -> Result<()> {
+    let world = World::start().await?;
+    let layer = std::fs::read(place::guest("spin-echo")?)?;
+    let digest = digest(&layer);
+    let hosts = ["https://*.shop.example", "http://elsewhere.example"];
+    let lock = spin_lock("app", &[("echo", &digest, &[], &hosts)], &[("/...", "echo")]);
+    Artifact::spin(&lock, vec![(Artifact::SPIN_WASM, layer.into())]).push(&world.registry, "app:1").await?;
+    world.publish(
+        "app",
+        "app:1",
+        json!({"allowedOutboundHosts": ["https://api.shop.example", "http://next.example"]}),
+    )?;
+    world.publish("free", "app:1", json!({"allowedOutboundHosts": ["artifact"]}))?;
+    world.pod("shop", "cart", "app=8081, free=8082")?;
+    for (name, expected) in [
+        ("app", r#"["https://api.shop.example:443"]"#),
+        ("free", r#"["http://elsewhere.example:80","https://*.shop.example:443"]"#),
+    ] {
+        world.is_ready(name, "True", "").await?;
+        let hosts = status(&world, name, "allowedOutboundHosts")?;
+        ensure!(hosts == expected, "{name}: {hosts}");
+    }
+    Ok(())
 }
 
 /// Pushes a component that answers "hello", each `number` another artifact; gives its digest.

@@ -395,7 +395,7 @@ async fn a_variable_without_a_value_is_one_error_that_names_it() -> Result<()> {
 }
 
 #[tokio::test]
-async fn a_component_calls_where_its_application_says_and_nowhere_else() -> Result<()> {
+async fn a_component_calls_where_its_application_asks_to_within_what_the_resource_allows() -> Result<()> {
     let (listed, other) = (Upstream::answering(UPSTREAM).await?, Upstream::answering(UPSTREAM).await?);
     let shelf = Shelf::new().await?;
     let (mut lock, _) = toys(listed.port())?;
@@ -405,31 +405,42 @@ async fn a_component_calls_where_its_application_says_and_nowhere_else() -> Resu
     let layers = ["spin-echo", "hello-wasip2", "faults-p2"].map(|guest| layer(guest).map(|(layer, _)| layer));
     let artifact = Artifact::spin(&lock, layers.into_iter().collect::<Result<_>>()?);
     let component = shelf.component("toys", &artifact).await?;
-    let host = shelf.host([component.clone()]).start().await?;
     let url = |upstream: &Upstream| format!("http://127.0.0.1:{}/", upstream.port());
     let p3 = async |port: u16, path: &str, url: String| {
         anyhow::Ok(get(Protocol::H1, port, &format!("{path}?get={url}")).await?.json()["get"].clone())
     };
     let p2 =
         async |port: u16, url: String| anyhow::Ok(get(Protocol::H1, port, &format!("/out?url={url}")).await?.status);
-    // What is next to the host, an artifact does not open by itself.
-    let denied = p3(host.port("toys")?, "/", url(&listed)).await?;
-    assert!(denied["error"].to_string().contains("HttpRequestDenied"), "{denied}");
-    let warned = host.log().iter().any(|line| line.contains("name it in spec.allowedOutboundHosts"));
-    assert!(warned, "{:?}", host.log());
-    drop(host);
-    // What the resource allows, every component may, and nothing else.
-    let host = shelf.host([component.clone().may_call(url(&listed).trim_end_matches('/'))]).start().await?;
-    let port = host.port("toys")?;
-    let answered = json!({"status": 200, "body": "upstream\n"});
-    for path in ["/", "/hello/ann", "/hello/ann/b"] {
-        assert_eq!(p3(port, path, url(&listed)).await?, answered, "{path}");
-        let denied = p3(port, path, url(&other)).await?;
-        assert!(denied["error"].to_string().contains("HttpRequestDenied"), "{path}: {denied}");
+    // An artifact opens nothing by itself, nor does `artifact` open what is next to the host.
+    for allowed in [None, Some("artifact"), Some("http://*:*")] {
+        let component = allowed.into_iter().fold(component.clone(), Component::may_call);
+        let host = shelf.host([component]).start().await?;
+        let denied = p3(host.port("toys")?, "/", url(&listed)).await?;
+        assert!(denied["error"].to_string().contains("HttpRequestDenied"), "{allowed:?}: {denied}");
+        let said = "does not allow: calls there are denied";
+        let warned = host.log().iter().any(|line| line.contains(said) && line.contains("{{ host }}"));
+        assert!(warned, "{allowed:?}: {:?}", host.log());
+        assert!(host.events_of("ready")[0]["allowedOutboundHosts"].is_null(), "{:?}", host.events());
     }
+    // What the resource allows, those components may that ask for it, and nothing else; `calls` asks for it by its address.
+    let wider = format!("http://*:{}", other.port());
+    let allowed = component.may_call(url(&listed).trim_end_matches('/')).may_call(wider);
+    let host = shelf.host([allowed]).start().await?;
+    let port = host.port("toys")?;
+    assert_eq!(p3(port, "/", url(&listed)).await?, json!({"status": 200, "body": "upstream\n"}));
     assert_eq!(p2(port, url(&listed)).await?, 200);
+    for path in ["/hello/ann", "/hello/ann/b"] {
+        let denied = p3(port, path, url(&listed)).await?;
+        assert!(denied["error"].to_string().contains("HttpRequestDenied"), "{path} has not asked for it: {denied}");
+    }
+    let denied = p3(port, "/", url(&other)).await?;
+    assert!(denied["error"].to_string().contains("HttpRequestDenied"), "{denied}");
     assert_eq!(p2(port, url(&other)).await?, 502);
-    assert_eq!((listed.calls(), other.calls()), (4, 0), "nothing more was reached");
+    assert_eq!((listed.calls(), other.calls()), (2, 0), "nothing more was reached");
+    let shown = json!([format!("http://127.0.0.1:{}", listed.port()), template]);
+    assert_eq!(host.events_of("ready")[0]["allowedOutboundHosts"], shown);
+    let seen = pillion(&["inspect", &shelf.reference("toys"), "--plain-http", &shelf.0.numeric_host()]).await?;
+    assert!(seen.stdout.contains("asks for \"http://{{ host }}:"), "{seen:?}");
     Ok(())
 }
 

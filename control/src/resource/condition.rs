@@ -17,6 +17,10 @@ pub struct ComponentStatus {
     /// The digest that nodes serve, where they agree.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
+    /// Where its guests may call out to, as nodes that serve it say, where they agree: what a Spin application asks for within
+    /// spec.allowedOutboundHosts. What a variable is part of is shown without the variable's value.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allowed_outbound_hosts: Vec<String>,
     /// Nodes that have it ready, of those that want it: "2/3".
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nodes: Option<String>,

@@ -28,7 +28,8 @@ pub struct Spec {
     /// What one request, and one binding, may use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
-    /// Where the guest may call out to: SCHEME://HOST or SCHEME://HOST:PORT. Empty means nowhere.
+    /// Where the guest may call out to: SCHEME://HOST or SCHEME://HOST:PORT. Empty means nowhere. What a Spin application asks for counts
+    /// only within it; the entry artifact allows whatever it asks for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 1000))]
     pub allowed_outbound_hosts: Vec<String>,

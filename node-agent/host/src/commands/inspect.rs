@@ -1,6 +1,6 @@
 //! `pillion inspect`: what a component is, for people who build components.
 
-use std::{fs::File, io::Read, path::Path, process::ExitCode};
+use std::{collections::BTreeSet, fs::File, io::Read, path::Path, process::ExitCode};
 
 use anyhow::Context;
 use pillion_protocol::{component::Limits, digest::Digest, quantity::ByteSize, reference::Reference};
@@ -63,10 +63,14 @@ struct SeenImage {
 
 /// What a Spin application says.
 #[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
 struct Application {
     name: String,
     version: Option<String>,
     routes: Vec<Route>,
+    /// What its components ask for; it counts within `spec.allowedOutboundHosts` of the resource.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    asks_for_outbound_hosts: BTreeSet<String>,
 }
 
 #[derive(Serialize)]
@@ -86,7 +90,13 @@ impl Application {
                 Handler::Static(_) => None,
             },
         };
-        Self { name: app.name.clone(), version: app.version.clone(), routes: app.routes.iter().map(route).collect() }
+        let hosts = app.components.values().flat_map(|component| component.allowed_outbound_hosts.iter().cloned());
+        Self {
+            name: app.name.clone(),
+            version: app.version.clone(),
+            routes: app.routes.iter().map(route).collect(),
+            asks_for_outbound_hosts: hosts.collect(),
+        }
     }
 }
 
@@ -107,11 +117,14 @@ impl SeenImage {
     fn print(&self) {
         println!("{}", self.image);
         println!("  digest   {}", self.digest);
-        if let Some(Application { name, version, routes }) = &self.application {
+        if let Some(Application { name, version, routes, asks_for_outbound_hosts }) = &self.application {
             println!("  spin     {name} {}", version.as_deref().unwrap_or_default());
             for Route { route, component } in routes {
                 let component = component.as_deref().unwrap_or("(a fixed answer)");
                 println!("  route    {} -> {component}", route.as_deref().unwrap_or("(private)"));
+            }
+            for host in asks_for_outbound_hosts {
+                println!("  asks for {host:?}, which counts within spec.allowedOutboundHosts");
             }
         }
         for component in &self.components {

@@ -1,6 +1,6 @@
 //! A Spin application behind an endpoint: which of its components answers a request, and what the host answers by itself.
 
-use std::net::SocketAddr;
+use std::{collections::BTreeSet, net::SocketAddr};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
@@ -9,16 +9,22 @@ use pillion_protocol::{component::ComponentSpec, hosts::AllowedHost};
 
 use super::served::Part;
 use crate::{
-    outbound::leads_next_to_us,
+    outbound::within,
     spin::{self, Found, Handler, Route, Router, Seen, Settings, VariableError},
 };
 
 /// The most bytes of all settings of an application together, and of all its fixed answers: an artifact says how many there are.
 const BYTES: usize = 1 << 20;
 
+/// The most hosts, and bytes of them, that people are shown of one component: a report has to hold those of a node.
+const HOSTS_SHOWN: usize = 32;
+const HOSTS_SHOWN_BYTES: usize = 2 << 10;
+
 /// An application, ready to be asked.
 #[derive(Debug)]
 pub struct App {
+    /// Where its components may call out to, for people.
+    outbound: Vec<String>,
     app: spin::App,
     router: Router,
     /// For each route, who answers.
@@ -54,7 +60,9 @@ pub enum Unset {
         error: VariableError,
     },
     /// All together.
-    #[error("the settings of its components have more than {BYTES} bytes together, which are allowed")]
+    #[error(
+        "the settings of its components, with the hosts that spec.allowedOutboundHosts lets them call, have more than {BYTES} bytes together, which are allowed"
+    )]
     TooMuch,
 }
 
@@ -68,19 +76,30 @@ pub enum Answers {
 
 impl App {
     /// An application whose components, in the order of their ids, are `parts`. What `spec.config` says of a variable counts more than
-    /// the variable's default; what `spec.env` says, more than the component's own. Hosts next to us are opened by `spec` only.
+    /// the variable's default; what `spec.env` says, more than the component's own. Of the hosts that a component asks for, those count
+    /// that `spec` allows.
     ///
     /// # Errors
     ///
     /// A variable without a value; a host that guests cannot call here; more settings than one application may have.
     pub fn new(app: spin::App, parts: Vec<Part>, spec: &ComponentSpec) -> Result<(Self, Vec<Part>), Unset> {
         let given: Vec<_> = spec.config.iter().map(|v| (v.name.clone(), v.value.clone())).collect();
-        let (mut own, mut left) = (Vec::with_capacity(parts.len()), BYTES);
+        let (mut own, mut left, mut shown) = (Vec::with_capacity(parts.len()), BYTES, BTreeSet::new());
         for ((id, component), part) in app.components.iter().zip(parts) {
             let unset = |error| Unset::Variable { component: id.clone(), error };
-            let settings = app.settings_of(component, &given).map_err(unset)?;
+            let mut settings = app.settings_of(component, &given).map_err(unset)?;
             left = left.checked_sub(size(&settings)).ok_or(Unset::TooMuch)?;
-            let own_settings = Own { id: id.as_str().into(), settings: with_spec(settings, id, spec) };
+            let asked = std::mem::take(&mut settings.allowed_outbound_hosts);
+            let mut outbound = Within::default();
+            for (asked, text) in asked.iter().zip(&component.allowed_outbound_hosts) {
+                outbound.add(asked, text, spec);
+                left.checked_sub(outbound.hosts.len() * size_of::<AllowedHost>()).ok_or(Unset::TooMuch)?;
+            }
+            left = left.saturating_sub(outbound.hosts.len() * size_of::<AllowedHost>());
+            outbound.warn(id);
+            shown.extend(outbound.shown);
+            settings.allowed_outbound_hosts = outbound.hosts;
+            let own_settings = Own { id: id.as_str().into(), settings: with_spec(settings, spec) };
             own.push(Part { own: Some(Box::new(own_settings)), ..part });
         }
         let ids: Vec<_> = app.components.keys().collect();
@@ -92,7 +111,12 @@ impl App {
             }
         };
         let handlers = app.routes.iter().map(handler).collect();
-        Ok((Self { router: Router::new(&app.routes), handlers, app }, own))
+        Ok((Self { outbound: fit_to_be_shown(shown), router: Router::new(&app.routes), handlers, app }, own))
+    }
+
+    /// Where its components may call out to, in words, as far as people are shown it.
+    pub(super) fn outbound(&self) -> &[String] {
+        &self.outbound
     }
 
     /// Decides who answers, and tells the guest what Spin tells it.
@@ -123,16 +147,65 @@ impl App {
     }
 }
 
+/// What a component may call of what it asks for.
+#[derive(Default)]
+struct Within {
+    hosts: Vec<AllowedHost>,
+    /// The same for people, without variables' values: one may be a secret.
+    shown: BTreeSet<String>,
+    /// What it asks for in vain, for people.
+    closed: BTreeSet<String>,
+}
+
+impl Within {
+    /// It asks for a host, which `text` says in its application.
+    fn add(&mut self, asked: &AllowedHost, text: &str, spec: &ComponentSpec) {
+        let hosts = within(asked, &spec.allowed_outbound_hosts);
+        let is_template = text.contains("{{");
+        if hosts.is_empty() {
+            self.closed.insert(if is_template { text.to_owned() } else { asked.to_string() });
+        } else if is_template {
+            self.shown.insert(text.to_owned());
+        } else {
+            self.shown.extend(hosts.iter().map(ToString::to_string));
+        }
+        self.hosts.extend(hosts);
+    }
+
+    fn warn(&self, id: &str) {
+        if !self.closed.is_empty() {
+            let hosts = fit_to_be_shown(self.closed.iter().cloned()).join(", ");
+            tracing::warn!(
+                component = id,
+                %hosts,
+                "a Spin application asks for hosts that spec.allowedOutboundHosts does not allow: calls there are denied; \
+                 name them there, or write artifact for all but those next to the host"
+            );
+        }
+    }
+}
+
+/// The first of these, and how many more there are.
+pub(super) fn fit_to_be_shown(hosts: impl IntoIterator<Item = String>) -> Vec<String> {
+    let (mut shown, mut bytes, mut more) = (Vec::new(), 0, 0_usize);
+    for host in hosts {
+        bytes += host.len();
+        if more == 0 && shown.len() < HOSTS_SHOWN && bytes <= HOSTS_SHOWN_BYTES {
+            shown.push(host);
+        } else {
+            more += 1;
+        }
+    }
+    if more > 0 {
+        shown.push(format!("and {more} more"));
+    }
+    shown
+}
+
 /// What the component's own settings come to, with what the resource says.
-fn with_spec(mut settings: Settings, id: &str, spec: &ComponentSpec) -> Settings {
+fn with_spec(mut settings: Settings, spec: &ComponentSpec) -> Settings {
     settings.env.retain(|(name, _)| spec.env.iter().all(|given| given.name != *name));
     settings.env.extend(spec.env.iter().map(|v| (v.name.clone(), v.value.clone())));
-    let hosts = &mut settings.allowed_outbound_hosts;
-    let closed = hosts.extract_if(.., |host| leads_next_to_us(host) && !spec.allowed_outbound_hosts.contains(host));
-    for host in closed {
-        tracing::warn!(component = id, %host, "an artifact cannot open what is next to its host by itself: name it in spec.allowedOutboundHosts, too");
-    }
-    hosts.extend(spec.allowed_outbound_hosts.iter().cloned());
     settings
 }
 
@@ -210,15 +283,32 @@ mod tests {
     }
 
     #[test]
-    fn hosts_are_the_components_own_and_what_is_next_to_us_is_opened_by_the_resource() {
-        let hosts = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<AllowedHost>>();
-        let settings = |own: &[&str]| Settings { allowed_outbound_hosts: hosts(own), ..Settings::default() };
+    fn what_is_shown_of_hosts_has_no_variables_value_and_an_end() {
         let mut spec = ComponentSpec::new("./x.wasm".to_owned().try_into().unwrap());
-        spec.allowed_outbound_hosts = hosts(&["http://localhost:3000"]);
-        let with = |own: &[&str]| with_spec(settings(own), "a", &spec).allowed_outbound_hosts;
-        assert_eq!(with(&["http://a.example"]), hosts(&["http://a.example", "http://localhost:3000"]));
-        assert_eq!(with(&["http://127.0.0.1", "http://169.254.169.254"]), hosts(&["http://localhost:3000"]));
-        assert!(with(&["http://localhost:3000"]).contains(&hosts(&["http://localhost:3000"])[0]));
+        let allowed = ["https://*.example:*", "http://localhost:3000"];
+        spec.allowed_outbound_hosts = allowed.map(|host| host.to_owned().try_into().unwrap()).to_vec();
+        let mut within = Within::default();
+        for (asked, text) in [
+            ("https://hunter2.example", "https://{{ host }}.example"),
+            ("https://a.example", "https://a.example/"),
+            ("https://a.test", "https://a.test"),
+            ("http://169.254.169.254", "http://169.254.169.254"),
+            ("https://hunter2.test", "https://{{ host }}.test"),
+            ("http://*:*", "http://*:*"),
+        ] {
+            within.add(&asked.parse().unwrap(), text, &spec);
+        }
+        assert_eq!(
+            within.hosts.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["https://hunter2.example:443", "https://a.example:443", "http://localhost:3000"]
+        );
+        let shown = ["http://localhost:3000", "https://a.example:443", "https://{{ host }}.example"];
+        assert!(within.shown.iter().eq(&shown), "{:?}", within.shown);
+        let closed = ["http://169.254.169.254:80", "https://a.test:443", "https://{{ host }}.test"];
+        assert!(within.closed.iter().eq(&closed), "{:?}", within.closed);
+        let many = fit_to_be_shown((0..100).map(|i| i.to_string()));
+        assert_eq!((many.len(), many.last().unwrap().as_str()), (33, "and 68 more"));
+        assert_eq!(fit_to_be_shown(["a".repeat(3_000)]), ["and 1 more"]);
     }
 
     #[test]

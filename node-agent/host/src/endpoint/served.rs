@@ -12,11 +12,11 @@ use pillion_protocol::{
 
 use super::{
     Endpoint,
-    app::{App, Own},
+    app::{self, App, Own},
 };
 use crate::{
     guest::{Surroundings, config::Config, logs::Logs, reuse::Reuse},
-    outbound::Outbound,
+    outbound::{Outbound, named},
     scheduler::admission::Admission,
     store::NativeCode,
     supervisor::message,
@@ -61,7 +61,16 @@ pub struct Part {
 impl Version {
     /// What it is, in short.
     pub fn served(&self) -> message::Served {
-        message::Served { version: self.digest, parts: self.parts.iter().map(|part| part.digest).collect() }
+        let parts = self.parts.iter().map(|part| part.digest).collect();
+        message::Served { version: self.digest, parts, outbound: self.outbound() }
+    }
+
+    /// Where its guests may call out to, in words, as far as people are shown it.
+    pub fn outbound(&self) -> Vec<String> {
+        match &self.app {
+            Some(app) => app.outbound().to_vec(),
+            None => app::fit_to_be_shown(named(&self.spec.allowed_outbound_hosts).iter().map(ToString::to_string)),
+        }
     }
 }
 
@@ -137,7 +146,7 @@ fn surroundings(part: &Part, spec: &ComponentSpec, endpoint: &Endpoint) -> Surro
             Surroundings {
                 env: pairs(&spec.env),
                 config: Arc::new(Config::new(pairs(&spec.config))),
-                outbound: Outbound::new(&spec.allowed_outbound_hosts),
+                outbound: Outbound::new(&named(&spec.allowed_outbound_hosts)),
                 logs: Logs::new(component.name.as_str(), binding.as_str(), pod.as_ref()),
             }
         }

@@ -3,6 +3,7 @@
 //!
 //! Every call has a connection of its own: nothing is shared between guests that carries data.
 
+mod ceiling;
 mod client;
 mod policy;
 
@@ -12,6 +13,8 @@ use http::{Request, Response};
 use pillion_protocol::hosts::AllowedHost;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
+
+pub use self::ceiling::{named, within};
 
 /// The most bytes of one write to a body: what the host holds for a guest whose reader is slow.
 const CHUNK: usize = 64 << 10;
@@ -25,11 +28,6 @@ impl Outbound {
     pub fn new(allowed: &[AllowedHost]) -> Self {
         Self((!allowed.is_empty()).then(|| allowed.into()))
     }
-}
-
-/// Whether an entry leads to what is next to us: this machine, and what only it can reach.
-pub fn leads_next_to_us(entry: &AllowedHost) -> bool {
-    policy::leads_next_to_us(entry)
 }
 
 /// What an instance's outgoing calls go through.

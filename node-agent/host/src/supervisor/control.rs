@@ -281,7 +281,9 @@ impl Supervisor {
         let of_component = |(id, version, _): (&ComponentId, &_, _)| {
             let known = self.desired.components.get(id).filter(|known| !known.changed && known.fate.is_some())?;
             let digest = known.served.as_ref().map(|served| served.version);
-            let report = ComponentReport { version: Clone::clone(version), digest, failure: known.failure.clone() };
+            let outbound = known.served.as_ref().map(|served| served.outbound.clone()).unwrap_or_default();
+            let (version, failure) = (Clone::clone(version), known.failure.clone());
+            let report = ComponentReport { version, digest, failure, outbound };
             Some((id.clone(), report))
         };
         let mut pods: BTreeMap<PodUid, PodReport> = BTreeMap::new();

@@ -168,6 +168,8 @@ pub struct Served {
     pub version: Digest,
     /// The digests of the code in it.
     pub parts: Vec<Digest>,
+    /// Where its guests may call out to, in words, as far as people are shown it.
+    pub outbound: Vec<String>,
 }
 
 /// What people want to know: SPECIFICATION.md §3.
@@ -230,6 +232,9 @@ pub enum Event {
         compiled: bool,
         /// How long it took from the file to being ready.
         seconds: f64,
+        /// Where its guests may call out to, as far as people are shown it.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        allowed_outbound_hosts: Vec<String>,
     },
     /// A binding cannot be served, or not in its new version.
     Failed {

@@ -277,6 +277,7 @@ fn event(binding: &Binding, preparation: &Preparation, result: &Result<Outcome, 
             digest: version.digest,
             compiled: *compiled,
             seconds: preparation.began.elapsed().as_secs_f64(),
+            allowed_outbound_hosts: version.outbound(),
         },
         Err(failure) => failed(binding, failure),
     }
