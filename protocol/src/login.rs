@@ -19,6 +19,11 @@ pub enum Login {
         /// The password.
         password: String,
     },
+    /// What a registry gave somebody who logged in, to be exchanged for tokens: `identitytoken` of a docker config JSON.
+    Identity {
+        /// It.
+        token: String,
+    },
 }
 
 /// Never shows a password.
@@ -27,6 +32,7 @@ impl fmt::Debug for Login {
         match self {
             Self::Anonymous => f.write_str("Anonymous"),
             Self::Basic { username, .. } => f.debug_struct("Basic").field("username", username).finish_non_exhaustive(),
+            Self::Identity { .. } => f.debug_struct("Identity").finish_non_exhaustive(),
         }
     }
 }

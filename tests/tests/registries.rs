@@ -130,7 +130,8 @@ async fn a_component_goes_through_a_registry_that_asks_for_a_password() -> Resul
 #[tokio::test]
 async fn a_component_goes_through_a_registry_that_asks_for_a_token() -> Result<()> {
     let registry = Registry::with_token_server(USER, PASSWORD).await?;
-    round_trip(&Laptop::new(&json!({registry.host(): {"plainHttp": true}}), Some(&registry))?, &registry).await?;
+    let settings = json!({registry.host(): {"plainHttp": true, "tokenServers": [token_server(&registry)?]}});
+    round_trip(&Laptop::new(&settings, Some(&registry))?, &registry).await?;
     let asked = registry.token_server()?.requests();
     let scopes: BTreeSet<_> = asked.iter().flat_map(|request| request.scopes.clone()).collect();
     let expected = ["repository:acme/hello:pull", "repository:acme/hello:pull,push"];
@@ -165,7 +166,8 @@ async fn who_is_not_known_is_told_so() -> Result<()> {
 
     let tokens = Registry::with_token_server(USER, PASSWORD).await?;
     Artifact::wasm(numbered(1)?).push(&tokens, "hello:1").await?;
-    let laptop = Laptop::new(&json!({tokens.host(): {"plainHttp": true}}), None)?;
+    let settings = json!({tokens.host(): {"plainHttp": true, "tokenServers": [token_server(&tokens)?]}});
+    let laptop = Laptop::new(&settings, None)?;
     fs::write(laptop.file("config.json"), docker_config(&tokens.host(), "eve", "not-the-word").to_string())?;
     let refused = laptop.run("pull", &[&format!("{}/hello:1", tokens.host())]).await?;
     ensure!(
@@ -173,6 +175,11 @@ async fn who_is_not_known_is_told_so() -> Result<()> {
         "{refused:?}"
     );
     Ok(())
+}
+
+/// The host of the token server that a registry names.
+fn token_server(registry: &Registry) -> Result<String> {
+    Ok(format!("127.0.0.1:{}", registry.token_server()?.port()))
 }
 
 fn program(path: &Path, script: &str) -> Result<()> {

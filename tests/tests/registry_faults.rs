@@ -106,7 +106,7 @@ async fn what_a_registry_answers_is_said_with_its_step() -> Result<()> {
     let anything = |_: &Seen| true;
     let table: [(Fault, &[&str]); 6] = [
         (Fault::status(401), &["log in", "HTTP 401", "there are no credentials"]),
-        (plain(403, "go away"), &["resolve the tag", "HTTP 403: go away"]),
+        (plain(403, "go away"), &["resolve the tag", "HTTP 403"]),
         (Fault::status(404), &["resolve the tag"]),
         (Fault::retry_after(429, 3_600), &["resolve the tag"]),
         (Fault::Refuse, &["(asked 5 times)"]),
@@ -280,7 +280,9 @@ async fn credentials_do_not_follow_a_redirect_to_another_host() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let config = folder.path().join("config.json");
     fs::write(&config, pillion_tests::registry::docker_config(&front.host(), "ann", "hunter2").to_string())?;
-    let settings = json!({"dockerConfig": config, "timeout": "2s", "registries": {front.host(): {"plainHttp": true}}});
+    let settings = json!({"dockerConfig": config, "timeout": "2s", "registries": {
+        front.host(): {"plainHttp": true}, elsewhere.numeric_host(): {},
+    }});
     let registries = folder.path().join("registries.yaml");
     fs::write(&registries, settings.to_string())?;
     front.fault(Seen::gets_blob, Fault::Redirect { base: format!("http://{}", elsewhere.numeric_host()) });

@@ -26,6 +26,8 @@ struct Auth {
     auth: Option<String>,
     username: Option<String>,
     password: Option<String>,
+    #[serde(rename = "identitytoken")]
+    identity_token: Option<String>,
 }
 
 impl Spec {
@@ -48,6 +50,9 @@ fn login(config: &str, image: &Reference) -> Result<Option<Login>, String> {
     let DockerConfig { auths } = serde_json::from_str(config)
         .map_err(|error| format!("{KEY}, line {}: it is no docker config JSON", error.line()))?;
     let Some(auth) = key_for(auths.keys(), image).and_then(|key| auths.get(key)) else { return Ok(None) };
+    if let Some(token) = auth.identity_token.as_ref().filter(|token| !token.is_empty()) {
+        return Ok(Some(Login::Identity { token: token.clone() }));
+    }
     let login = match auth {
         Auth { username: Some(username), password: Some(password), .. } => Some((username.clone(), password.clone())),
         Auth { auth: Some(auth), .. } => decoded(auth),
@@ -56,7 +61,7 @@ fn login(config: &str, image: &Reference) -> Result<Option<Login>, String> {
     let registry = image.registry();
     let (username, password) = login.ok_or_else(|| {
         format!(
-            "{KEY}: for {registry} it has no user name and password, and no auth, which is both with a colon in base64"
+            "{KEY}: for {registry} it has no user name and password, no identitytoken, and no auth, which is the first two with a colon in base64"
         )
     })?;
     Ok(Some(Login::Basic { username, password }))
@@ -78,12 +83,14 @@ mod tests {
             "r.example": {"auth": "YW5uOmh1bnRlcjI="},
             "https://index.docker.io/v1/": {"username": "hub", "password": "hunter2"},
             "broken.example": {"auth": "aHVudGVyMg=="},
+            "acme.azurecr.io": {"auth": "MDAwMDAwMDA6", "identitytoken": "hunter3"},
             "empty.example": {}
         }}"#;
         let user = |image: &str| login(config, &image.parse().unwrap());
         let basic = |name: &str| Ok(Some(Login::Basic { username: name.into(), password: "hunter2".into() }));
         assert_eq!(user("r.example/a:1"), basic("ann"));
         assert_eq!(user("docker.io/library/a:1"), basic("hub"));
+        assert_eq!(user("acme.azurecr.io/a:1"), Ok(Some(Login::Identity { token: "hunter3".into() })));
         assert_eq!(user("other.example/a:1"), Ok(None));
         for broken in ["broken.example/a:1", "empty.example/a:1"] {
             let error = user(broken).unwrap_err();

@@ -16,7 +16,9 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use http::{
     Request, Response, StatusCode,
     header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE},
+    request::Parts,
 };
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use rcgen::{CertificateParams, DnType, KeyPair, PKCS_ECDSA_P256_SHA256};
 use serde_json::{Value, json};
@@ -84,13 +86,25 @@ impl TokenServer {
             requests: Mutex::default(),
         });
         let answering = Arc::clone(&state);
-        let server = Server::start(move |_, request| std::future::ready(Ok(answering.answer(&request))))?;
+        let server = Server::start(move |_, request: Request<Incoming>| {
+            let answering = Arc::clone(&answering);
+            async move {
+                let (head, body) = request.into_parts();
+                let form = body.collect().await.map_err(std::io::Error::other)?.to_bytes();
+                Ok(answering.answer(&head, &String::from_utf8_lossy(&form)))
+            }
+        })?;
         Ok(Self { state, server })
     }
 
     /// Its port.
     pub fn port(&self) -> u16 {
         self.server.port()
+    }
+
+    /// An identity token of its user, which it exchanges for others.
+    pub fn identity(&self) -> String {
+        format!("identity of {}", self.state.authorization)
     }
 
     /// Its address, as the registry tells callers.
@@ -165,8 +179,10 @@ fn entry(scope: &str) -> Option<Value> {
 }
 
 impl State {
-    fn answer(&self, request: &Request<Incoming>) -> Response<Body> {
-        let query = request.uri().query().unwrap_or_default();
+    fn answer(&self, request: &Parts, form: &str) -> Response<Body> {
+        // /usr/share/doc/docker-registry/spec/auth/oauth.md.gz
+        let is_exchange = request.method == "POST";
+        let query = if is_exchange { form } else { request.uri.query().unwrap_or_default() };
         let values = |name: &str| -> Vec<String> {
             let pairs = query.split('&').filter_map(|pair| pair.split_once('='));
             pairs.filter(|(key, _)| *key == name).map(|(_, value)| decoded(value)).collect()
@@ -174,14 +190,23 @@ impl State {
         // Several scopes come as several parameters, or as one with blanks between them.
         let scopes: Vec<String> =
             values("scope").iter().flat_map(|scopes| scopes.split(' ')).map(str::to_owned).collect();
-        let authorization = request.headers().get(AUTHORIZATION);
+        let authorization = request.headers.get(AUTHORIZATION);
         let fault = *locked(&self.fault);
-        let known = authorization.is_some_and(|value| value.as_bytes() == self.authorization.as_bytes());
-        let anonymous = authorization.is_none() && self.public.load(Relaxed);
+        let is_told = |name: &str, expected: &str| values(name).pop().is_some_and(|value| value == expected);
+        let known = match is_exchange {
+            true => {
+                is_told("grant_type", "refresh_token")
+                    && is_told("refresh_token", &format!("identity of {}", self.authorization))
+            }
+            false => authorization.is_some_and(|value| value.as_bytes() == self.authorization.as_bytes()),
+        };
+        let anonymous = !is_exchange && authorization.is_none() && self.public.load(Relaxed);
         let granted: Vec<String> = scopes.iter().filter(|scope| known || scope.ends_with(":pull")).cloned().collect();
         let (status, content) = match fault {
             Some(status) => (status, json!({"details": "a fault"})),
-            None if request.method() != "GET" => (StatusCode::METHOD_NOT_ALLOWED, json!({"details": "only GET"})),
+            None if !is_exchange && request.method != "GET" => {
+                (StatusCode::METHOD_NOT_ALLOWED, json!({"details": "only GET and POST"}))
+            }
             None if !known && !anonymous => {
                 (StatusCode::UNAUTHORIZED, json!({"details": "incorrect username or password"}))
             }

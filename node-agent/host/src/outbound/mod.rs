@@ -30,6 +30,11 @@ impl Outbound {
     }
 }
 
+/// Whether an address is next to us: this machine, and what only it can reach.
+pub fn is_next_to_us(address: std::net::IpAddr) -> bool {
+    policy::is_next_to_us(address)
+}
+
 /// What an instance's outgoing calls go through.
 pub struct OutboundHooks {
     outbound: Outbound,

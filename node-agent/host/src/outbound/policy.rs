@@ -67,6 +67,11 @@ pub(super) fn may_connect(entries: &[&AllowedHost], address: IpAddr) -> bool {
         })
 }
 
+/// Whether an address is next to us.
+pub(super) fn is_next_to_us(address: IpAddr) -> bool {
+    is_special(canonical(address))
+}
+
 /// Whether an entry leads to what is next to us, which only who runs the component may open, not who wrote it.
 pub(super) fn leads_next_to_us(entry: &AllowedHost) -> bool {
     match &entry.host {

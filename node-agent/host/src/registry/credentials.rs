@@ -60,7 +60,7 @@ struct Keys {
     #[serde(default)]
     auths: BTreeMap<String, IgnoredAny>,
     #[serde(default, rename = "credHelpers")]
-    helpers: BTreeMap<String, IgnoredAny>,
+    helpers: BTreeMap<String, String>,
     #[serde(default, rename = "credsStore")]
     store: Option<String>,
 }
@@ -100,15 +100,11 @@ fn of_docker_config(path: &Path, reference: &Reference) -> Result<Option<Login>,
     let host = if reference.registry() == "docker.io" { DOCKER_HUB } else { reference.registry() };
     let key = key_for(keys.auths.keys().chain(keys.helpers.keys()), reference);
     let Some(key) = key.or_else(|| keys.store.is_some().then_some(host)).map(str::to_owned) else { return Ok(None) };
-    match retrieve(text, key).map_err(|error| wrong(words(&error)))? {
+    let helper = keys.helpers.get(&key).or(keys.store.as_ref()).cloned().unwrap_or_default();
+    match retrieve(text, key).map_err(|error| wrong(words(&error, &helper)))? {
         None => Ok(None),
         Some(DockerCredential::UsernamePassword(username, password)) => Ok(Some(Login::Basic { username, password })),
-        Some(DockerCredential::IdentityToken(_)) => {
-            let registry = reference.registry();
-            Err(wrong(format!(
-                "for {registry} it has an identity token, which is not understood: log in with a password or an access token"
-            )))
-        }
+        Some(DockerCredential::IdentityToken(token)) => Ok(Some(Login::Identity { token })),
     }
 }
 
@@ -128,8 +124,11 @@ fn retrieve(config: Vec<u8>, key: String) -> Result<Option<DockerCredential>, Cr
 }
 
 /// Without what the helper said, which may be a secret.
-fn words(error: &CredentialRetrievalError) -> String {
+fn words(error: &CredentialRetrievalError, helper: &str) -> String {
     match error {
+        CredentialRetrievalError::HelperCommunicationError => {
+            format!("the credential helper \"docker-credential-{helper}\" cannot be run: is it in the PATH?")
+        }
         CredentialRetrievalError::HelperFailure { helper, .. } => format!("the credential helper {helper:?} failed"),
         error => error.to_string(),
     }
@@ -151,6 +150,7 @@ mod tests {
     fn user(config: &str, reference: &str) -> Option<String> {
         match login(config, reference).unwrap() {
             Login::Basic { username, .. } => Some(username),
+            Login::Identity { .. } => Some("a token".to_owned()),
             Login::Anonymous => None,
         }
     }
@@ -182,12 +182,27 @@ mod tests {
     }
 
     #[test]
+    fn an_identity_token_is_one() {
+        // As `az acr login` writes it: "00000000:" beside it.
+        let config = r#"{"auths": {"acme.azurecr.io": {"auth": "MDAwMDAwMDA6", "identitytoken": "hunter2"}}}"#;
+        let login = login(config, "acme.azurecr.io/a:1").unwrap();
+        assert_eq!(login, Login::Identity { token: "hunter2".into() });
+        assert!(!format!("{login:?}").contains("hunter2"));
+    }
+
+    #[test]
     fn what_cannot_be_used_is_said_without_a_secret() {
         let table = [
             (r#"{"auths": {"r.example": {"auth": "aHVudGVyMg=="}}}"#, "Unable to decode credential"),
-            (r#"{"auths": {"r.example": {"identitytoken": "hunter2"}}}"#, "an identity token"),
             (r#"{"auths": "hunter2"}"#, "line 1: it is no docker config JSON"),
-            (r#"{"credsStore": "pillion-test-missing"}"#, "credential helper"),
+            (
+                r#"{"credsStore": "pillion-test-missing"}"#,
+                "helper \"docker-credential-pillion-test-missing\" cannot be run",
+            ),
+            (
+                r#"{"credHelpers": {"r.example": "pillion-test-gone"}}"#,
+                "helper \"docker-credential-pillion-test-gone\"",
+            ),
         ];
         for (config, expected) in table {
             let error = login(config, "r.example/a:1").unwrap_err();

@@ -29,6 +29,10 @@ pub const SPIN_LOCK: &str = "application/vnd.fermyon.spin.application.v1+config"
 /// A component of a Spin application.
 pub const SPIN_WASM: &str = "application/vnd.wasm.content.layer.v1+wasm";
 
+/// The types of manifests that are understood, at least to be refused by name: the OCI's and Docker's, images and indexes.
+pub const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json, \
+                             application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json";
+
 /// Something that a manifest names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Blob {

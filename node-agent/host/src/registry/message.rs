@@ -38,6 +38,10 @@ pub struct Source {
     pub ca: Option<String>,
     /// Who we are there.
     pub login: Login,
+    /// Token servers that are told the login wherever they are, as `HOST` or `HOST:PORT`.
+    pub token_servers: Vec<String>,
+    /// Hosts that the settings name: they may be next to us.
+    pub named: Vec<String>,
 }
 
 /// What a puller says, one line of JSON each.
@@ -145,7 +149,14 @@ mod tests {
     #[test]
     fn a_password_is_not_shown() {
         let login = Login::Basic { username: "ann".into(), password: "hunter2".into() };
-        let source = Source { registry: "r.example".into(), plain_http: false, ca: None, login };
+        let source = Source {
+            registry: "r.example".into(),
+            plain_http: false,
+            ca: None,
+            login,
+            token_servers: Vec::new(),
+            named: Vec::new(),
+        };
         let shown = format!("{source:?}");
         assert!(shown.contains("ann") && !shown.contains("hunter2"), "{shown}");
     }

@@ -11,7 +11,6 @@ use std::{
 };
 
 use futures::StreamExt;
-use oci_client::RegistryOperation;
 use pillion_confine::Process;
 use pillion_protocol::digest::Digest;
 use rustix::process::{Resource, Rlimit, setrlimit};
@@ -19,7 +18,7 @@ use tempfile::NamedTempFile;
 use tokio::{runtime::Builder, time::timeout};
 
 use super::{
-    client::{Ask, Incoming, Remote},
+    client::{Ask, Incoming, Operation, Remote},
     download::{Download, Wrong},
     manifest::{self, Blob, Layout},
     message::{Failure, GREETING, Pulled, Request, Source, Step, Word},
@@ -157,7 +156,7 @@ impl Pull<'_> {
         let reference = &self.request.reference;
         let began = Instant::now();
         let registry = Remote::new(self.source.clone(), self.request.timeout).map_err(self.at(Step::Login))?;
-        registry.log_in(reference, RegistryOperation::Pull, self.how).await.map_err(self.at(Step::Login))?;
+        registry.log_in(reference, Operation::Pull, self.how).await.map_err(self.at(Step::Login))?;
         let digest = match reference.digest() {
             Some(digest) => digest,
             None => registry.digest(reference, self.how).await.map_err(self.at(Step::Resolve))?,
@@ -299,7 +298,7 @@ impl Pull<'_> {
             let late = || Problem::passing(format!("nothing came for {}", humantime::format_duration(window)));
             match timeout(window, incoming.bytes.next()).await.map_err(|_| late())? {
                 Some(Ok(bytes)) => download.write(&bytes).map_err(wrong)?,
-                // What the library says of the digest is said by us, when all is here.
+                // The connection's end may be none of its protocol's: what came is counted.
                 Some(Err(_)) | None if download.is_complete() => return Ok(()),
                 Some(Err(error)) => return Err(Problem::passing(format!("it broke off: {error}"))),
                 None => {

@@ -4,16 +4,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use oci_client::{
-    RegistryOperation,
-    manifest::{OCI_IMAGE_MEDIA_TYPE, OciDescriptor, OciImageManifest},
-};
+use oci_client::manifest::{OCI_IMAGE_MEDIA_TYPE, OciDescriptor, OciImageManifest};
 use pillion_protocol::{digest::Digest, reference::Reference};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
 use super::{
-    client::{Ask, Remote},
+    client::{Ask, Operation, Remote},
     manifest::{WASM_CONFIG, WASM_LAYER},
     message::{Failure, Source, Step},
     problem::Problem,
@@ -88,7 +85,7 @@ impl Artifact {
             move |problem: Problem| Failure { image, registry, step, passes: problem.passes(), problem: problem.text }
         };
         let registry = Remote::new(source.clone(), UPLOAD).map_err(at(Step::Login))?;
-        registry.log_in(reference, RegistryOperation::Push, Ask::Again).await.map_err(at(Step::Login))?;
+        registry.log_in(reference, Operation::Push, Ask::Again).await.map_err(at(Step::Login))?;
         let mut done = 0;
         for blob in [self.config, self.layer] {
             let digest = digest(&blob);

@@ -9,7 +9,6 @@ use std::{
 };
 
 use futures::StreamExt;
-use oci_client::RegistryOperation;
 use pillion_confine::Process;
 use pillion_protocol::{
     digest::Digest,
@@ -20,7 +19,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::{runtime::Builder, time::timeout};
 
 use super::{
-    client::{Ask, Remote},
+    client::{Ask, Operation, Remote},
     credentials::Credentials,
     manifest::{self, Blob, Layout},
     message::Source,
@@ -96,7 +95,7 @@ async fn resolve(image: &Reference, sources: Vec<Source>, wait: Duration) -> Res
 
 async fn look_at(image: &Reference, source: Source, wait: Duration) -> Result<Digest, Failure> {
     let registry = Remote::new(source, wait)?;
-    registry.log_in(image, RegistryOperation::Pull, Ask::Once).await?;
+    registry.log_in(image, Operation::Pull, Ask::Once).await?;
     let digest = match image.digest() {
         Some(digest) => digest,
         None => registry.digest(image, Ask::Once).await?,
@@ -126,7 +125,7 @@ async fn document(registry: &Remote, image: &Reference, blob: &Blob) -> Result<V
     let mut incoming = registry.blob(image, blob, 0).await?;
     let mut document = Vec::new();
     while let Some(bytes) = incoming.bytes.next().await {
-        // What the library says of the digest is said by us.
+        // That it broke off is said by its digest.
         let Ok(bytes) = bytes else { break };
         document.extend_from_slice(&bytes);
         if document.len() as u64 > blob.size {

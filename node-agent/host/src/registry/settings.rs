@@ -59,6 +59,8 @@ pub struct Registry {
     pub plain_http: bool,
     /// Registries that are asked before it, in this order. They are asked as their own entries say.
     pub mirrors: Vec<String>,
+    /// Token servers, `HOST` or `HOST:PORT`, that are told the login for it though they are of another domain, or next to us.
+    pub token_servers: Vec<String>,
 }
 
 /// A time that a registry may take, 30 s by default.
@@ -176,7 +178,10 @@ fn text(path: &Path) -> Result<String, SettingsError> {
 fn read(path: &Path) -> Result<Settings, SettingsError> {
     let wrong = |problem: String| SettingsError::Wrong { path: path.to_owned(), problem };
     let mut settings: Settings = serde_saphyr::from_str(&text(path)?).map_err(|error| wrong(error.to_string()))?;
-    let names = settings.registries.iter().flat_map(|(name, registry)| std::iter::once(name).chain(&registry.mirrors));
+    let names = settings
+        .registries
+        .iter()
+        .flat_map(|(name, registry)| std::iter::once(name).chain(&registry.mirrors).chain(&registry.token_servers));
     if let Some(name) =
         names.into_iter().find(|name| !is_registry(name) || name.bytes().any(|b| b.is_ascii_uppercase()))
     {
@@ -229,6 +234,8 @@ impl Settings {
             plain_http: registry.is_some_and(|registry| registry.plain_http),
             ca,
             login: login.map_or_else(|| credentials.of(reference, self), Ok)?,
+            token_servers: registry.map(|registry| registry.token_servers.clone()).unwrap_or_default(),
+            named: self.registries.keys().cloned().collect(),
         })
     }
 }
