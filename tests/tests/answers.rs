@@ -204,12 +204,20 @@ async fn requests_that_two_readers_could_understand_differently_are_400() -> Res
 }
 
 #[tokio::test]
-async fn connect_and_upgrades_are_400() -> Result<()> {
+async fn connect_is_400() -> Result<()> {
     let host = Host::of_faults(|component| component).await?;
-    bad_request(&host, "CONNECT example.com:443 HTTP/1.1\r\nhost: example.com:443\r\n\r\n").await?;
-    for protocol in ["websocket", "h2c"] {
-        let head = format!("GET /hello HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: {protocol}\r\n\r\n");
-        bad_request(&host, &head).await?;
+    bad_request(&host, "CONNECT example.com:443 HTTP/1.1\r\nhost: example.com:443\r\n\r\n").await
+}
+
+#[tokio::test]
+async fn an_invalid_host_is_400() -> Result<()> {
+    let host = Host::of_faults(|component| component).await?;
+    for name in ["a/hello?", "a/hello#", "a b", "[::1", "a:99999", "a%2fb", "u:p@a", ":80"] {
+        bad_request(&host, &format!("GET /public HTTP/1.1\r\nhost: {name}\r\n\r\n")).await?;
+    }
+    for guest in FAULTS {
+        let answer = Raw::ask(host.port(guest)?, "GET /hello HTTP/1.1\r\nhost:\r\nconnection: close\r\n\r\n").await?;
+        assert_eq!((answer.status, answer.text().as_str()), (200, "hello\n"), "{guest}: an empty one is valid");
     }
     Ok(())
 }

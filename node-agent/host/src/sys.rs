@@ -43,6 +43,15 @@ pub fn is_closed_by_peer(socket: RawFd) -> bool {
     ready == 1
 }
 
+/// Whether closing the connection `socket` resets it, in place of the ordinary end. To be called only while it is open.
+pub fn reset_on_close(socket: RawFd, reset: bool) {
+    let linger = libc::linger { l_onoff: libc::c_int::from(reset), l_linger: 0 };
+    let length = libc::socklen_t::try_from(size_of::<libc::linger>()).unwrap_or_default();
+    // SAFETY: the call reads the one `linger` that it is given, which lives until it returns. Of the descriptor only the number is used.
+    // It fails only for what is no socket.
+    unsafe { libc::setsockopt(socket, libc::SOL_SOCKET, libc::SO_LINGER, (&raw const linger).cast(), length) };
+}
+
 /// What a thread is to the kernel's scheduler.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ThreadClass {

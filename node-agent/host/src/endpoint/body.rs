@@ -5,17 +5,18 @@ use std::{
     fmt,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Response, StatusCode, header};
+use http::{HeaderMap, Method, Response, StatusCode, Version, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use wasmtime_wasi_http::WasiBody;
 
+use super::{Endpoint, connection::Caller, flushes::Flushed, problem::ERROR_HEADER};
 use crate::{
     idle::Idle,
     scheduler::run::{End, Run, Stop},
@@ -41,7 +42,7 @@ impl Body for CallerBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let Self { body, idle, run } = &mut *self;
-        match Pin::new(body).poll_frame(cx) {
+        match poll_filled(body, cx) {
             Poll::Ready(Some(Err(error))) => {
                 // Nothing more can be read of this connection or stream: no answer to this body would be right.
                 run.stop(Stop::BrokenBody);
@@ -92,28 +93,42 @@ impl ReplyBody {
     }
 }
 
-/// A body that was cut short. To hyper it is an error, so the caller sees it: no last chunk, or a reset stream.
-#[derive(Debug)]
-pub struct Cut(End);
+/// A body that was cut short. To hyper it is an error, so the caller sees it: no last chunk, a reset stream, a reset connection.
+#[derive(Clone, Debug)]
+pub struct Cut(Arc<str>);
 
 impl fmt::Display for Cut {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the guest's body was cut short: {:?}", self.0)
+        write!(f, "the guest's body was cut short: {}", self.0)
     }
 }
 
 impl std::error::Error for Cut {}
 
+/// A guest that has answered, and whom.
+pub(super) struct Answered {
+    pub(super) endpoint: Arc<Endpoint>,
+    pub(super) caller: Caller,
+    pub(super) run: Arc<Run>,
+    /// How long its body may stand still.
+    pub(super) idle: Duration,
+}
+
 /// The guest's body. Who drops it before its end has gone away, which ends the guest.
 pub struct GuestBody {
     body: WasiBody,
     idle: Idle,
-    run: Arc<Run>,
+    guest: Answered,
     /// Bytes that are still to come, where the head says how many there are.
     remaining: Option<u64>,
     /// HTTP allows this response no body, whatever the guest writes.
     bodiless: bool,
     complete: bool,
+    /// Only the connection's end says that the body is whole, so any other end of it is a reset.
+    closes: bool,
+    /// It was cut, which is said once what came before it is written.
+    cut: Option<Cut>,
+    flushed: Flushed,
 }
 
 /// Whether HTTP allows a response no body.
@@ -128,26 +143,118 @@ fn promised_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-impl GuestBody {
+/// Frames without a byte that are passed over at once, before others have their turn.
+const EMPTY_FRAMES: usize = 32;
+
+/// The next frame that brings something. One without a byte is no sign of life, and takes no memory further on: HTTP/2 would queue it.
+pub fn poll_filled<B: Body<Data = Bytes> + Unpin>(
+    body: &mut B,
+    cx: &mut Context<'_>,
+) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+    for _ in 0..EMPTY_FRAMES {
+        match Pin::new(&mut *body).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) if frame.data_ref().is_some_and(Bytes::is_empty) => {}
+            other => return other,
+        }
+    }
+    cx.waker().wake_by_ref();
+    Poll::Pending
+}
+
+impl Answered {
     /// Makes the guest's response to a request of `method` the caller's.
-    pub fn reply(response: Response<WasiBody>, method: &Method, idle: Duration, run: Arc<Run>) -> Response<ReplyBody> {
+    pub(super) fn reply(self, response: Response<WasiBody>, method: &Method, version: Version) -> Response<ReplyBody> {
+        let mut response = response;
+        // The host's word, which a guest cannot give.
+        response.headers_mut().remove(ERROR_HEADER);
         let bodiless = is_bodiless(method, response.status());
         let remaining = promised_length(response.headers());
+        let length = remaining.or_else(|| response.body().size_hint().exact());
+        let closes = version < Version::HTTP_11 && length.is_none() && !bodiless;
+        if closes {
+            self.caller.reset_on_close(true);
+        }
+        let flushed = Flushed::new(self.caller.flushes(), version >= Version::HTTP_2);
+        let idle = Idle::new(self.idle);
         response.map(|body| {
-            let idle = Idle::new(idle);
-            ReplyBody::Guest(Box::new(Self { body, idle, run, remaining, bodiless, complete: bodiless }))
+            let (guest, complete, cut) = (self, bodiless, None);
+            ReplyBody::Guest(Box::new(GuestBody {
+                body,
+                idle,
+                guest,
+                remaining,
+                bodiless,
+                complete,
+                closes,
+                cut,
+                flushed,
+            }))
         })
     }
+}
 
-    fn count(&mut self, frame: &Frame<Bytes>) {
-        if let (Some(remaining), Some(data)) = (&mut self.remaining, frame.data_ref()) {
-            *remaining = remaining.saturating_sub(data.len() as u64);
+impl GuestBody {
+    /// Counts what comes; false: it is more than the head has promised.
+    fn count(&mut self, frame: &Frame<Bytes>) -> bool {
+        let (Some(remaining), Some(data)) = (&mut self.remaining, frame.data_ref()) else { return true };
+        match remaining.checked_sub(data.len() as u64) {
+            Some(rest) => *remaining = rest,
+            None => return false,
+        }
+        true
+    }
+
+    /// Cuts the body, since its guest has failed or, if it has not, for this reason of its own.
+    fn cut(&self, own: &str) -> Cut {
+        let run = &self.guest.run;
+        // A run that failed tells so itself.
+        let failed = run.failure().cloned().or_else(|| run.stopped().map(End::Stopped));
+        match failed {
+            Some(end) => Cut(format!("{end:?}").into()),
+            None => {
+                self.guest.endpoint.tell("guest-error", own);
+                Cut(own.into())
+            }
         }
     }
 
-    fn cut(&self) -> Cut {
-        Cut(self.run.end().cloned().unwrap_or(End::Host("the guest's body ended with an error")))
+    fn poll_guest(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        self.guest.run.asked_for_more();
+        match poll_filled(&mut self.body, cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                self.idle.reset();
+                self.guest.run.handed_over();
+                if !self.count(&frame) {
+                    return Poll::Ready(Some(Err(self.cut("the body is longer than its Content-Length"))));
+                }
+                Poll::Ready(Some(Ok(without_our_word(frame))))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                let short = self.remaining.is_some_and(|remaining| remaining > 0);
+                let what =
+                    if short { "the body is shorter than its Content-Length" } else { "the body ended with an error" };
+                Poll::Ready(Some(Err(self.cut(&format!("{what}: {error:?}")))))
+            }
+            // The stream behind it looks the same whether the guest finished it or was ended: how the run ended tells.
+            Poll::Ready(None) if self.guest.run.failure().is_some() => Poll::Ready(Some(Err(self.cut("")))),
+            Poll::Ready(None) if self.remaining.is_some_and(|remaining| remaining > 0) => {
+                Poll::Ready(Some(Err(self.cut("the body is shorter than its Content-Length"))))
+            }
+            Poll::Ready(None) => Poll::Ready(None),
+            Poll::Pending => self.idle.poll(cx).map(|()| {
+                self.guest.run.stop(Stop::IdleTimeout);
+                Some(Err(self.cut("the body stood still")))
+            }),
+        }
     }
+}
+
+/// Trailers are headers to some.
+fn without_our_word(mut frame: Frame<Bytes>) -> Frame<Bytes> {
+    if let Some(trailers) = frame.trailers_mut() {
+        trailers.remove(ERROR_HEADER);
+    }
+    frame
 }
 
 impl Body for GuestBody {
@@ -158,26 +265,21 @@ impl Body for GuestBody {
         if self.bodiless {
             return Poll::Ready(None);
         }
-        self.run.asked_for_more();
-        match Pin::new(&mut self.body).poll_frame(cx) {
-            Poll::Ready(Some(Ok(frame))) => {
-                self.idle.reset();
-                self.run.handed_over();
-                self.count(&frame);
-                Poll::Ready(Some(Ok(frame)))
+        if self.cut.is_none() {
+            match ready!(self.poll_guest(cx)) {
+                Some(Ok(frame)) => return Poll::Ready(Some(Ok(frame))),
+                Some(Err(cut)) => self.cut = Some(cut),
+                None => {
+                    self.complete = true;
+                    if self.closes {
+                        self.guest.caller.reset_on_close(false);
+                    }
+                    return Poll::Ready(None);
+                }
             }
-            Poll::Ready(Some(Err(_))) => Poll::Ready(Some(Err(self.cut()))),
-            // The stream behind it looks the same whether the guest finished it or was ended: how the run ended tells.
-            Poll::Ready(None) if self.run.failure().is_some() => Poll::Ready(Some(Err(self.cut()))),
-            Poll::Ready(None) => {
-                self.complete = true;
-                Poll::Ready(None)
-            }
-            Poll::Pending => self.idle.poll(cx).map(|()| {
-                self.run.stop(Stop::IdleTimeout);
-                Some(Err(Cut(End::Stopped(Stop::IdleTimeout))))
-            }),
         }
+        ready!(self.flushed.poll(cx));
+        Poll::Ready(self.cut.clone().map(Err))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -191,13 +293,14 @@ impl Body for GuestBody {
 
 impl Drop for GuestBody {
     fn drop(&mut self) {
-        if self.run.end().is_some() {
+        let run = &self.guest.run;
+        if run.end().is_some() {
             return;
         }
         if self.complete || self.remaining == Some(0) {
-            self.run.delivered();
+            run.delivered();
         } else {
-            self.run.stop(Stop::CallerGone);
+            run.stop(Stop::CallerGone);
         }
     }
 }
@@ -247,6 +350,25 @@ mod tests {
         assert_eq!(answer(404, Method::GET), (Some(4), None));
         assert_eq!(answer(404, Method::HEAD), (Some(0), Some("4".into())));
         assert_eq!(answer(204, Method::GET), (Some(0), None));
+    }
+
+    #[tokio::test]
+    async fn frames_without_a_byte_are_passed_over_and_others_have_their_turn() {
+        let frames = |empty: usize| {
+            let frames = std::iter::repeat_n(Bytes::new(), empty).chain([Bytes::from("x")]);
+            http_body_util::StreamBody::new(futures::stream::iter(
+                frames.map(|data| Ok::<_, std::convert::Infallible>(Frame::data(data))),
+            ))
+        };
+        let first = async |empty| {
+            let mut body = frames(empty);
+            std::future::poll_fn(|cx| Poll::Ready(poll_filled(&mut body, cx).is_ready())).await
+        };
+        assert!(first(EMPTY_FRAMES - 1).await);
+        assert!(!first(EMPTY_FRAMES).await);
+        let mut body = frames(10 * EMPTY_FRAMES);
+        let frame = std::future::poll_fn(|cx| poll_filled(&mut body, cx)).await.unwrap().unwrap();
+        assert_eq!(frame.into_data().unwrap(), "x");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use hyper_util::{
 };
 use tokio::{net::TcpStream, time::Instant};
 
-use super::{Endpoint, request, stall::StallGuard};
+use super::{Endpoint, flushes::Flushes, request, stall::StallGuard};
 use crate::sys;
 
 /// From the connection to its first whole head. hyper waits for the first bytes, which tell the version, without a limit.
@@ -131,35 +131,48 @@ impl Drop for Waiting {
 
 /// Who asks. hyper notices a caller that goes away only while it reads: not behind a body that the guest does not take, nor behind
 /// the next request of a pipeline.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(super) struct Caller {
     socket: RawFd,
     address: SocketAddr,
+    flushes: Arc<Flushes>,
 }
 
 impl Caller {
     /// Whether the caller has closed its side. To be asked only while its connection lives.
-    pub(super) fn is_gone(self) -> bool {
+    pub(super) fn is_gone(&self) -> bool {
         sys::is_closed_by_peer(self.socket)
     }
 
     /// Where it calls from.
-    pub(super) fn address(self) -> SocketAddr {
+    pub(super) fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// What is written to it.
+    pub(super) fn flushes(&self) -> &Arc<Flushes> {
+        &self.flushes
+    }
+
+    /// Whether its connection ends by a reset, whoever ends it: where only the connection's end says that an answer is whole. To be
+    /// called only while it lives.
+    pub(super) fn reset_on_close(&self, reset: bool) {
+        sys::reset_on_close(self.socket, reset);
     }
 }
 
 /// Serves a connection until either side ends it.
 pub(super) async fn serve(endpoint: Arc<Endpoint>, stream: TcpStream, address: SocketAddr) {
     _ = stream.set_nodelay(true);
-    let caller = Caller { socket: stream.as_raw_fd(), address };
+    let flushes = Arc::new(Flushes::default());
+    let caller = Caller { socket: stream.as_raw_fd(), address, flushes: Arc::clone(&flushes) };
     let builder = builder(endpoint.header_bytes());
     let (waiting, last) = (AtomicUsize::new(0), AtomicU64::new(0));
     let (ending, multiplexed) = (AtomicBool::new(false), AtomicBool::new(false));
     let activity = Arc::new(Activity { opened: Instant::now(), waiting, last, ending, multiplexed });
     let mut draining = endpoint.shared.draining.clone();
     let service = service_fn(|incoming: Request<Incoming>| {
-        let (endpoint, activity) = (Arc::clone(&endpoint), Arc::clone(&activity));
+        let (endpoint, activity, caller) = (Arc::clone(&endpoint), Arc::clone(&activity), caller.clone());
         let waiting = Waiting::new(&activity);
         let one_by_one = incoming.version() < Version::HTTP_2;
         activity.multiplexed.store(!one_by_one, Relaxed);
@@ -175,7 +188,7 @@ pub(super) async fn serve(endpoint: Arc<Endpoint>, stream: TcpStream, address: S
             Ok::<_, request::CallerGone>(answer)
         }
     });
-    let io = StallGuard::new(TokioIo::new(stream), WRITE_STALL);
+    let io = StallGuard::new(TokioIo::new(stream), WRITE_STALL, flushes);
     let mut connection = pin!(builder.serve_connection(io, service));
     let mut silence = pin!(tokio::time::sleep_until(activity.silent_at()));
     let mut drain = pin!(async {

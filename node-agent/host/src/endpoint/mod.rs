@@ -6,7 +6,10 @@
 mod app;
 pub mod body;
 mod connection;
+mod ends;
+pub mod flushes;
 mod gate;
+mod host;
 pub mod problem;
 mod request;
 mod served;
@@ -37,7 +40,7 @@ pub use self::{
     app::{App, Own},
     served::{Part, State, Version},
 };
-use self::{gate::Gate, served::Served};
+use self::{ends::Ends, gate::Gate, served::Served};
 use crate::{
     catalog::told::Verdict,
     engine::cache::Cache,
@@ -178,6 +181,7 @@ pub struct Endpoint {
     state: watch::Receiver<State>,
     account: Arc<Account>,
     served: Served,
+    ends: Ends,
     /// Connections that this binding may have yet: a caller that takes all of them takes none of another binding's.
     connections: Arc<Semaphore>,
     /// Requests that wait for the component.
@@ -210,6 +214,7 @@ impl Endpoint {
             state,
             account,
             served,
+            ends: Ends::default(),
             connections,
             held,
             shared,

@@ -66,6 +66,11 @@ impl Problem {
         self.parts().1
     }
 
+    /// Whether it is of the caller's making.
+    pub(super) fn is_the_callers(&self) -> bool {
+        self.parts().0.is_client_error()
+    }
+
     fn parts(&self) -> (StatusCode, &'static str, &'static str) {
         match self {
             Self::Trap(_) => (StatusCode::BAD_GATEWAY, "trap", "The component trapped"),
@@ -95,7 +100,8 @@ impl Problem {
         }
     }
 
-    fn detail(&self) -> String {
+    /// What exactly, for the caller and for the log.
+    pub(super) fn detail(&self) -> String {
         let text = match self {
             Self::Trap(text)
             | Self::GuestError(text)

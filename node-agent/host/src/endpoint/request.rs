@@ -1,6 +1,7 @@
 //! One request, from its head to its guest's: checked, admitted, loaded, run.
 
 use std::{
+    future::poll_fn,
     panic::AssertUnwindSafe,
     sync::{
         Arc,
@@ -10,7 +11,7 @@ use std::{
 };
 
 use futures::FutureExt;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Version as HttpVersion, header};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use pillion_protocol::component::Limits;
 use tokio::time::Instant;
@@ -18,8 +19,10 @@ use tokio::time::Instant;
 use super::{
     Broken, Counted, Endpoint, State,
     app::Answers,
-    body::{CallerBody, GuestBody, ReplyBody},
+    body::{Answered, CallerBody, ReplyBody},
     connection::Caller,
+    ends::TellEnd,
+    host,
     problem::Problem,
     served::{Answering, Serving},
 };
@@ -45,6 +48,8 @@ pub(super) struct CallerGone;
 /// Why there is no answer of the guest's.
 enum Unanswered {
     Problem(Problem),
+    /// Its run has ended, or is about to, and tells so.
+    Ended(Problem),
     CallerGone,
 }
 
@@ -66,8 +71,9 @@ pub(super) async fn serve(
     let problem = match answered {
         Ok(Ok(response)) => return Ok(response),
         Ok(Err(Unanswered::CallerGone)) => return Err(CallerGone),
-        Ok(Err(Unanswered::Problem(problem))) => problem,
-        Err(_) => Problem::Host("the host failed while it served this request".into()),
+        Ok(Err(Unanswered::Ended(problem))) => problem,
+        Ok(Err(Unanswered::Problem(problem))) => endpoint.told(problem),
+        Err(_) => endpoint.told(Problem::Host("the host failed while it served this request".into())),
     };
     let reason = problem.reason();
     tracing::debug!(component = %endpoint.component, binding = %endpoint.binding, reason, ?problem, "answered in the guest's stead");
@@ -79,7 +85,7 @@ async fn answer(
     mut request: Request<Incoming>,
     caller: Caller,
 ) -> Result<Response<ReplyBody>, Unanswered> {
-    check(&mut request, endpoint.port.get())?;
+    host::check(&mut request, endpoint.port.get())?;
     let arrived = Instant::now();
     let counted = Counted::new(&endpoint.shared);
     let serving = endpoint.serving(arrived).await?;
@@ -113,14 +119,23 @@ async fn answer(
     let run = Arc::new(Run::new(part.digest, limits.cpu_time.get().get()));
     let memory = MemoryLimiter::new(limits.memory.get().get(), &shared.memory);
     let guest = Guest::new(surroundings, memory, instance);
-    let method = request.method().clone();
+    let (method, version) = (request.method().clone(), request.version());
     let request = request.map(|body| CallerBody::new(body, limits.idle_timeout.get().get(), Arc::clone(&run)));
     let (head, mut response) = HeadSender::new();
     let reuse = reuse.cloned();
     let called = {
         let called = call(&loaded, guest, reuse, request, head.clone(), Arc::clone(&run));
+        let (endpoint, run) = (Arc::clone(endpoint), Arc::clone(&run));
         Box::pin(async move {
-            called.await;
+            let mut called = called;
+            let tell = TellEnd { endpoint, run };
+            poll_fn(|cx| {
+                let polled = called.as_mut().poll(cx);
+                head.deliver(&tell.run);
+                polled
+            })
+            .await;
+            drop((called, tell));
             // Free again once the store is gone, and before its caller can learn that no head will come.
             drop((place, overhead, counted));
             drop(head);
@@ -146,17 +161,23 @@ async fn answer(
         Ok(Ok(Err(code))) => {
             // What stopped it may be what it complains of.
             let stopped = run.stopped().map(|stop| Problem::from(&End::Stopped(stop)));
-            return Err(stopped.unwrap_or(Problem::GuestError(code)).into());
+            return Err(stopped.map_or(Unanswered::Problem(Problem::GuestError(code)), Unanswered::Ended));
         }
         // The guest's store is gone, so its end is known.
-        Ok(Err(_)) => return Err(run.end().map_or(Problem::NoResponse, Problem::from).into()),
+        Ok(Err(_)) => {
+            return Err(run
+                .failure()
+                .map_or(Unanswered::Problem(Problem::NoResponse), |end| Unanswered::Ended(end.into())));
+        }
         Err(_) => {
             run.stop(Stop::HeadTimeout);
-            return Err(Problem::HeadTimeout.into());
+            return Err(Unanswered::Ended(Problem::HeadTimeout));
         }
     };
+    sendable(response.status())?;
     waiting.armed.store(false, Relaxed);
-    Ok(GuestBody::reply(response, &method, limits.idle_timeout.get().get(), run))
+    let guest = Answered { endpoint: Arc::clone(endpoint), caller, run, idle: limits.idle_timeout.get().get() };
+    Ok(guest.reply(response, &method, version))
 }
 
 /// How often it is looked whether a caller still waits, where nothing else would tell.
@@ -197,6 +218,14 @@ impl Drop for StopOnDrop {
 }
 
 impl Endpoint {
+    /// A problem that no run tells of, told.
+    fn told(&self, problem: Problem) -> Problem {
+        if !problem.is_the_callers() {
+            self.tell(problem.reason(), &problem.detail());
+        }
+        problem
+    }
+
     /// What a component that cannot be loaded means to the caller. Code that is at fault is made anew; what the node lacks is not
     /// mended by that.
     fn not_loaded(&self, error: &CacheError) -> Problem {
@@ -246,84 +275,13 @@ impl Endpoint {
     }
 }
 
-/// Refuses what two readers could understand differently, and what no guest can answer. hyper has refused malformed heads before.
-fn check(request: &mut Request<Incoming>, port: u16) -> Result<(), Problem> {
-    let (method, version) = (request.method(), request.version());
-    let authority = request.uri().authority().map(|authority| authority.as_str());
-    check_head(method, version, authority, request.headers())?;
-    if request.headers().get(header::HOST).is_none()
-        && authority.is_none()
-        && let Ok(host) = format!("localhost:{port}").parse()
-    {
-        // HTTP/1.0 needs no Host; wasi:http does.
-        request.headers_mut().insert(header::HOST, host);
+/// Refuses a status that is no final answer: a caller would wait for another one, or take the connection for something else.
+fn sendable(status: StatusCode) -> Result<(), Problem> {
+    if status.is_informational() {
+        return Err(Problem::GuestError(format!(
+            "{} is not the status of a final answer: expected 200 to 599",
+            status.as_u16()
+        )));
     }
     Ok(())
-}
-
-fn check_head(
-    method: &Method,
-    version: HttpVersion,
-    authority: Option<&str>,
-    headers: &HeaderMap,
-) -> Result<(), Problem> {
-    let mut hosts = headers.get_all(header::HOST).iter();
-    let (first, second) = (hosts.next(), hosts.next());
-    if second.is_some() {
-        return Err(Problem::BadRequest("the request has several Host headers"));
-    }
-    if first.is_none() && authority.is_none() && version != HttpVersion::HTTP_10 {
-        return Err(Problem::BadRequest("the request has no Host header"));
-    }
-    let host =
-        first.map(HeaderValue::to_str).transpose().map_err(|_| Problem::BadRequest("the Host header is not text"))?;
-    if let (Some(host), Some(authority)) = (host, authority)
-        && !host.eq_ignore_ascii_case(authority)
-    {
-        return Err(Problem::BadRequest("the Host header and the request's authority differ"));
-    }
-    if *method == Method::CONNECT {
-        return Err(Problem::BadRequest("CONNECT is not served: an endpoint is no proxy"));
-    }
-    if headers.contains_key(header::UPGRADE) {
-        return Err(Problem::BadRequest("Upgrade is not served: expected HTTP/1.1, or HTTP/2 by prior knowledge"));
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn checked(method: Method, version: HttpVersion, headers: &[(&'static str, &'static str)]) -> Option<&'static str> {
-        let mut map = HeaderMap::new();
-        for (name, value) in headers {
-            map.append(*name, value.parse().unwrap());
-        }
-        match check_head(&method, version, None, &map) {
-            Ok(()) => None,
-            Err(Problem::BadRequest(why)) => Some(why),
-            Err(other) => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn heads_that_could_be_read_two_ways_are_refused() {
-        let (get, v11) = (Method::GET, HttpVersion::HTTP_11);
-        assert_eq!(checked(get.clone(), v11, &[("host", "a")]), None);
-        assert_eq!(checked(get.clone(), HttpVersion::HTTP_10, &[]), None);
-        let refused = [
-            (get.clone(), vec![], "no Host"),
-            (get.clone(), vec![("host", "a"), ("host", "a")], "several Host"),
-            (get, vec![("host", "a"), ("upgrade", "websocket")], "Upgrade"),
-            (Method::CONNECT, vec![("host", "a")], "CONNECT"),
-        ];
-        let mut other = HeaderMap::new();
-        other.insert("host", HeaderValue::from_static("b"));
-        assert!(check_head(&Method::GET, HttpVersion::HTTP_2, Some("a"), &other).is_err());
-        assert!(check_head(&Method::GET, HttpVersion::HTTP_2, Some("B"), &other).is_ok());
-        for (method, headers, expected) in refused {
-            assert!(checked(method, v11, &headers).unwrap().contains(expected), "{expected}");
-        }
-    }
 }

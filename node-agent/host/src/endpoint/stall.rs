@@ -5,24 +5,27 @@
 use std::{
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use hyper::rt::{Read, ReadBufCursor, Write};
 
+use super::flushes::Flushes;
 use crate::idle::Idle;
 
 /// An IO whose writes may wait for so long at most.
 pub struct StallGuard<T> {
     io: T,
     idle: Idle,
+    flushes: Arc<Flushes>,
 }
 
 impl<T> StallGuard<T> {
-    /// Lets each write wait for `timeout`.
-    pub fn new(io: T, timeout: Duration) -> Self {
-        Self { io, idle: Idle::new(timeout) }
+    /// Lets each write wait for `timeout`, and tells `flushes` when all is written.
+    pub fn new(io: T, timeout: Duration, flushes: Arc<Flushes>) -> Self {
+        Self { io, idle: Idle::new(timeout), flushes }
     }
 
     fn watch(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
@@ -60,7 +63,11 @@ impl<T: Write + Unpin> Write for StallGuard<T> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        let flushed = Pin::new(&mut self.io).poll_flush(cx);
+        if flushed.is_ready() {
+            self.flushes.done();
+        }
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -36,19 +36,38 @@ pub type Head = Result<Response<WasiBody>, String>;
 /// Where the head goes. Who waits for it learns that none will come when the last clone is dropped: the one who made it keeps
 /// one until all that the request held is free again.
 #[derive(Clone)]
-pub struct HeadSender(Arc<Mutex<Option<oneshot::Sender<Head>>>>);
+pub struct HeadSender(Arc<Mutex<Sending>>);
+
+/// A head on its way.
+struct Sending {
+    /// What the guest has given.
+    head: Option<Head>,
+    to: Option<oneshot::Sender<Head>>,
+}
 
 impl HeadSender {
     /// A sender, and where its head arrives.
     pub fn new() -> (Self, oneshot::Receiver<Head>) {
         let (sender, receiver) = oneshot::channel();
-        (Self(Arc::new(Mutex::new(Some(sender)))), receiver)
+        (Self(Arc::new(Mutex::new(Sending { head: None, to: Some(sender) }))), receiver)
     }
 
     fn send(&self, head: Head) {
-        if let Some(sender) = self.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).head = Some(head);
+    }
+
+    /// Hands over what the guest has given. To be called after each poll of the guest, not before: one that fails right after its
+    /// head has then failed already, and its caller is told why in place of a head without a body.
+    pub fn deliver(&self, run: &Run) {
+        let mut sending = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(head) = sending.head.take() else { return };
+        let to = sending.to.take();
+        drop(sending);
+        if run.failure().is_none()
+            && let Some(to) = to
+        {
             // Nobody may be waiting any more.
-            _ = sender.send(head);
+            _ = to.send(head);
         }
     }
 }
@@ -149,6 +168,7 @@ async fn call_p2(
     head: HeadSender,
 ) -> wasmtime::Result<()> {
     let proxy = pre.instantiate_async(&mut *store).await?;
+    store.data_mut().may_copy(request.headers());
     let mut http = store.data_mut().http();
     let request = http.new_incoming_request(p2::bindings::http::types::Scheme::Http, request)?;
     let out = http.new_response_outparam_from_callback(move |response| {
@@ -169,6 +189,7 @@ async fn new_instance(
 
 async fn call_p3(instance: &mut Instance, request: Request<CallerBody>, head: HeadSender) -> wasmtime::Result<()> {
     let Instance { store, service, .. } = instance;
+    store.data_mut().may_copy(request.headers());
     let (request, sent) = p3::Request::from_http(store.data_mut().http().hooks, with_authority(request));
     let answer = async |accessor: &wasmtime::component::Accessor<Guest>| {
         let response = match service.handle(accessor, request).await? {

@@ -11,6 +11,7 @@ pub mod reuse;
 
 use std::sync::Arc;
 
+use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::sync::OwnedSemaphorePermit;
 use wasmtime::component::ResourceTable;
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
@@ -22,9 +23,13 @@ use crate::outbound::{Outbound, OutboundHooks};
 /// The most resources that a guest may hold at once: streams, headers, bodies, pollables. A call out has about ten.
 const RESOURCES: usize = 256;
 
-/// The most bytes of one set of headers that a guest makes. With [`RESOURCES`] it bounds what the host holds for a request
-/// beside its linear memory.
-const FIELDS: usize = 16 << 10;
+/// The most bytes of one set of headers that a guest makes, beside those that its caller has sent: these it may copy. A header counts
+/// its bytes and, as `wasmtime-wasi-http` reckons, what it takes in memory. With [`RESOURCES`] it bounds what the host holds for a
+/// request beside its linear memory.
+const FIELDS: usize = 32 << 10;
+
+/// What a name and a value take in memory beside their bytes, at most.
+const FIELD_OVERHEAD: usize = 128;
 
 /// The most random bytes of one call: making them keeps a thread from everything else.
 const RANDOM: u64 = 64 << 10;
@@ -76,6 +81,12 @@ impl Guest {
             memory,
             _slot: slot,
         }
+    }
+
+    /// Lets it make headers that hold all of its caller's.
+    pub fn may_copy(&mut self, headers: &HeaderMap) {
+        let size = |(name, value): (&HeaderName, &HeaderValue)| name.as_str().len() + value.len() + FIELD_OVERHEAD;
+        self.http.set_field_size_limit(FIELDS + headers.iter().map(size).sum::<usize>());
     }
 }
 

@@ -33,7 +33,7 @@ use super::{
     Call, Sent,
     policy::{Host, Target, allowing, may_connect},
 };
-use crate::idle::Idle;
+use crate::{endpoint::body::poll_filled, idle::Idle};
 
 /// Bounds where the guest sets none. Its own head timeout ends it before.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -156,7 +156,7 @@ impl Body for AnswerBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let Self { body, idle, .. } = &mut *self;
-        match Pin::new(body).poll_frame(cx) {
+        match poll_filled(body, cx) {
             Poll::Ready(frame) => {
                 idle.reset();
                 Poll::Ready(frame.map(|frame| frame.map_err(Error::from)))

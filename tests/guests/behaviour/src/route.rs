@@ -20,17 +20,29 @@ pub enum Route {
     Touch {
         mib: usize,
     },
-    /// Head, [`crate::BODY_CHUNKS`] chunks, a pause, then the fault.
+    /// Head, this many bytes, a pause, then the fault.
     InBody {
         fault: Fault,
         length: bool,
         pause_ms: u64,
+        bytes: usize,
     },
     /// The fault happens after a complete response.
     AfterBody(Fault),
     Stream {
         bytes: u64,
     },
+    /// A status, many headers with one of the host's own, a content-length, and a body that may be another's.
+    Answer {
+        status: u16,
+        headers: usize,
+        length: Option<u64>,
+        bytes: usize,
+    },
+    /// Head, then writes of no bytes for ever.
+    Nothings,
+    /// Copies the request's headers.
+    Copy,
     Echo,
     Count,
     Method,
@@ -97,8 +109,12 @@ impl Route {
     pub fn parse(path_with_query: &str) -> Self {
         let (path, query) = path_with_query.split_once('?').unwrap_or((path_with_query, ""));
         let query = Query(query);
-        let in_body =
-            |fault| Self::InBody { fault, length: query.text("length") == "1", pause_ms: query.number("pause", 50) };
+        let in_body = |fault| Self::InBody {
+            fault,
+            length: query.text("length") == "1",
+            pause_ms: query.number("pause", 50),
+            bytes: query.number("bytes", crate::BODY_CHUNKS * crate::BODY_CHUNK),
+        };
         match path {
             "/hello" => Self::Hello,
             "/loop" => Self::BeforeHead(Fault::Loop),
@@ -117,6 +133,14 @@ impl Route {
             "/body-complete-then-loop" => Self::AfterBody(Fault::Loop),
             "/body-complete-then-never" => Self::AfterBody(Fault::Never),
             "/stream" => Self::Stream { bytes: query.number("bytes", 0) },
+            "/answer" => Self::Answer {
+                status: query.number("status", 200),
+                headers: query.number("headers", 0),
+                length: query.text("length").parse().ok(),
+                bytes: query.number("bytes", 0),
+            },
+            "/nothings" => Self::Nothings,
+            "/copy" => Self::Copy,
             "/echo" => Self::Echo,
             "/count" => Self::Count,
             "/method" => Self::Method,

@@ -7,12 +7,12 @@ mod reply;
 use behaviour::fault::{self, Fault};
 use behaviour::pattern::Pattern;
 use behaviour::route::Route;
-use behaviour::{BODY_CHUNK, BODY_CHUNKS, BODY_CLAIMED, DONE, HELLO, HOUR_NANOS, config, hex, log};
+use behaviour::{BODY_CHUNK, BODY_CLAIMED, DONE, HELLO, HOUR_NANOS, config, hex, log};
 use reply::Reply;
 use wasip2::cli::environment;
 use wasip2::clocks::{monotonic_clock, wall_clock};
 use wasip2::exports::http::incoming_handler::Guest;
-use wasip2::http::types::{ErrorCode, IncomingRequest, Method, ResponseOutparam};
+use wasip2::http::types::{ErrorCode, Fields, IncomingRequest, Method, ResponseOutparam};
 use wasip2::io::streams::StreamError;
 use wasip2::random::random;
 
@@ -47,13 +47,16 @@ impl Guest for Faults {
                 fault::touch(mib);
                 reply::full(out, 200, DONE)
             }
-            Route::InBody { fault, length, pause_ms } => in_body(out, fault, length, pause_ms),
+            Route::InBody { fault, length, pause_ms, bytes } => in_body(out, fault, length, pause_ms, bytes),
             Route::AfterBody(fault) => {
                 let sent = reply::full(out, 200, HELLO);
                 misbehave(fault);
                 sent
             }
             Route::Stream { bytes } => stream(out, bytes),
+            Route::Answer { status, headers, length, bytes } => answer(out, status, headers, length, bytes),
+            Route::Nothings => nothings(out),
+            Route::Copy => copy(request, out),
             Route::Echo => echo::echo(request, out),
             Route::Count => echo::count(request, out),
             Route::Method => {
@@ -94,17 +97,58 @@ fn sleep(nanos: u64) {
     monotonic_clock::subscribe_duration(nanos).block();
 }
 
-fn in_body(out: ResponseOutparam, fault: Fault, length: bool, pause_ms: u64) -> Result<(), StreamError> {
+fn in_body(
+    out: ResponseOutparam,
+    fault: Fault,
+    length: bool,
+    pause_ms: u64,
+    bytes: usize,
+) -> Result<(), StreamError> {
     let claimed = BODY_CLAIMED.to_string();
     let headers = [("content-length", claimed.as_str())];
     let reply = Reply::start(out, 200, if length { &headers } else { &[] });
-    for _ in 0..BODY_CHUNKS {
-        reply.write(&[b'x'; BODY_CHUNK])?;
+    for piece in vec![b'x'; bytes].chunks(BODY_CHUNK) {
+        reply.write(piece)?;
         reply.flush()?;
     }
-    sleep(pause_ms * 1_000_000);
+    if pause_ms > 0 {
+        sleep(pause_ms * 1_000_000);
+    }
     misbehave(fault);
     Ok(())
+}
+
+fn answer(
+    out: ResponseOutparam,
+    status: u16,
+    headers: usize,
+    length: Option<u64>,
+    bytes: usize,
+) -> Result<(), StreamError> {
+    let length = length.map(|length| length.to_string());
+    let mut all = vec![("pillion-error", "trap")];
+    all.extend(length.as_deref().map(|length| ("content-length", length)));
+    all.extend(std::iter::repeat_n(("h", "x"), headers));
+    let reply = Reply::start(out, status, &all);
+    reply.write(&vec![b'x'; bytes])?;
+    reply.finish(None);
+    Ok(())
+}
+
+fn nothings(out: ResponseOutparam) -> Result<(), StreamError> {
+    let reply = Reply::start(out, 200, &[]);
+    loop {
+        reply.write_nothing()?;
+    }
+}
+
+/// The sizes of copies of the request's headers that were made in both ways.
+fn copy(request: IncomingRequest, out: ResponseOutparam) -> Result<(), StreamError> {
+    let entries = request.headers().entries();
+    let listed = Fields::from_list(&entries).map_or(0, |fields| fields.entries().len());
+    let appended = Fields::new();
+    let failed = entries.iter().filter(|(name, value)| appended.append(name, value).is_err()).count();
+    reply::full(out, 200, format!("{} {listed} {failed}", entries.len()).as_bytes())
 }
 
 fn stream(out: ResponseOutparam, bytes: u64) -> Result<(), StreamError> {

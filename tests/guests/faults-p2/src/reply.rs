@@ -41,6 +41,15 @@ impl Reply {
         Ok(())
     }
 
+    /// A write that brings nothing.
+    pub fn write_nothing(&self) -> Result<(), StreamError> {
+        match self.stream.check_write()? {
+            0 => self.stream.subscribe().block(),
+            _ => self.stream.write(&[])?,
+        }
+        Ok(())
+    }
+
     pub fn flush(&self) -> Result<(), StreamError> {
         self.stream.blocking_flush()
     }

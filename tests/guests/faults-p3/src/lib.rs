@@ -7,12 +7,12 @@ mod reply;
 use behaviour::fault::{self, Fault};
 use behaviour::pattern::Pattern;
 use behaviour::route::Route;
-use behaviour::{BODY_CHUNK, BODY_CHUNKS, BODY_CLAIMED, DONE, HELLO, HOUR_NANOS, config, hex, log};
+use behaviour::{BODY_CHUNK, BODY_CLAIMED, DONE, HELLO, HOUR_NANOS, config, hex, log};
 use reply::Reply;
 use wasip3::cli::{environment, stdout};
 use wasip3::clocks::{monotonic_clock, system_clock};
 use wasip3::exports::http::handler::Guest;
-use wasip3::http::types::{ErrorCode, Method, Request, Response};
+use wasip3::http::types::{ErrorCode, Fields, Method, Request, Response};
 use wasip3::random::random;
 
 struct Faults;
@@ -42,9 +42,12 @@ impl Guest for Faults {
                 fault::touch(mib);
                 reply::full(200, DONE)
             }
-            Route::InBody { fault, length, pause_ms } => in_body(fault, length, pause_ms),
+            Route::InBody { fault, length, pause_ms, bytes } => in_body(fault, length, pause_ms, bytes),
             Route::AfterBody(fault) => after_body(fault),
             Route::Stream { bytes } => stream(bytes),
+            Route::Answer { status, headers, length, bytes } => answer(status, headers, length, bytes),
+            Route::Nothings => nothings(),
+            Route::Copy => copy(&request),
             Route::Echo => echo::echo(request),
             Route::Count => return echo::count(request).await,
             Route::Method => {
@@ -75,15 +78,17 @@ async fn misbehave(fault: Fault) {
     }
 }
 
-fn in_body(fault: Fault, length: bool, pause_ms: u64) -> Response {
+fn in_body(fault: Fault, length: bool, pause_ms: u64, bytes: usize) -> Response {
     let claimed = BODY_CLAIMED.to_string();
     let headers = [("content-length", claimed.as_str())];
     let (response, mut reply) = Reply::start(200, if length { &headers } else { &[] });
     wasip3::spawn(async move {
-        for _ in 0..BODY_CHUNKS {
-            reply.write(vec![b'x'; BODY_CHUNK]).await;
+        for piece in vec![b'x'; bytes].chunks(BODY_CHUNK) {
+            reply.write(piece.to_vec()).await;
         }
-        monotonic_clock::wait_for(pause_ms * 1_000_000).await;
+        if pause_ms > 0 {
+            monotonic_clock::wait_for(pause_ms * 1_000_000).await;
+        }
         misbehave(fault).await;
     });
     response
@@ -99,6 +104,39 @@ fn after_body(fault: Fault) -> Response {
         misbehave(fault).await;
     });
     response
+}
+
+fn answer(status: u16, headers: usize, length: Option<u64>, bytes: usize) -> Response {
+    let length = length.map(|length| length.to_string());
+    let mut all = vec![("pillion-error", "trap")];
+    all.extend(length.as_deref().map(|length| ("content-length", length)));
+    all.extend(std::iter::repeat_n(("h", "x"), headers));
+    let (response, mut reply) = Reply::start(status, &all);
+    wasip3::spawn(async move {
+        reply.write(vec![b'x'; bytes]).await;
+        reply.finish(None).await;
+    });
+    response
+}
+
+fn nothings() -> Response {
+    let (response, mut reply) = Reply::start(200, &[]);
+    wasip3::spawn(async move {
+        loop {
+            reply.write_nothing().await;
+            monotonic_clock::wait_for(1_000_000).await;
+        }
+    });
+    response
+}
+
+/// The sizes of copies of the request's headers that were made in both ways.
+fn copy(request: &Request) -> Response {
+    let entries = request.get_headers().copy_all();
+    let listed = Fields::from_list(&entries).map_or(0, |fields| fields.copy_all().len());
+    let appended = Fields::new();
+    let failed = entries.iter().filter(|(name, value)| appended.append(name, value).is_err()).count();
+    reply::full(200, format!("{} {listed} {failed}", entries.len()).as_bytes())
 }
 
 fn stream(bytes: u64) -> Response {

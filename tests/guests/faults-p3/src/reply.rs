@@ -32,6 +32,11 @@ impl Reply {
         self.stream.write_all(bytes).await.is_empty()
     }
 
+    /// A write that brings nothing.
+    pub async fn write_nothing(&mut self) {
+        let _ = self.stream.write(Vec::new()).await;
+    }
+
     /// Ends the body as complete and waits until the host is done with it.
     pub async fn finish(self, trailers: Option<Fields>) {
         drop(self.stream);
