@@ -131,12 +131,16 @@ pub struct WantedComponent {
     /// It has something of a Secret in it: it is never written to a disk.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub confidential: bool,
+    /// Control could not read the image as who the component is: what others had pulled is served to its namespace only once the registry has
+    /// let that to it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unproven: bool,
 }
 
 impl From<ComponentSpec> for WantedComponent {
     /// One without a secret.
     fn from(spec: ComponentSpec) -> Self {
-        Self { spec: Box::new(spec), login: None, confidential: false }
+        Self { spec: Box::new(spec), login: None, confidential: false, unproven: false }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Secrets that components refer to: read only where a namespace lets control read them, followed, and never written to a node's disk.
 
-use std::process::Command;
+use std::{process::Command, time::Duration};
 
 use anyhow::{Result, ensure};
 use pillion_tests::{
@@ -89,6 +89,59 @@ async fn nobody_has_what_control_itself_may_read() -> Result<()> {
         Ok(())
     })
     .await
+}
+
+#[tokio::test]
+async fn what_a_namespaces_login_pulled_is_served_to_no_other_before_it_was_let_to_it() -> Result<()> {
+    let mut world = World::start().await?;
+    allow(&world)?;
+    let mut private = Registry::with_htpasswd("ann", SECRET).await?;
+    let digest = Artifact::wasm(std::fs::read(place::guest("hello-wasip2")?)?).push(&private, "private:1").await?;
+    // Control cannot read it: it takes the registry for one with TLS.
+    let registries = json!({world.registry.host(): {"plainHttp": true}, private.host(): {"plainHttp": true}});
+    std::fs::write(world.node.folder().join("registries.yaml"), json!({"registries": registries}).to_string())?;
+    let login = docker_config(&private.host(), "ann", SECRET).to_string();
+    world.secret("pull", &json!({".dockerconfigjson": login}))?;
+    let [tag, pinned] = [format!("{}/private:1", private.host()), format!("{}/private@{digest}", private.host())];
+    for (name, image) in [("tag", &tag), ("pinned", &pinned)] {
+        world.publish_for_shop(name, image, json!({"imagePullSecrets": [{"name": "pull"}]}))?;
+    }
+    let cart = world.pod("shop", "cart", "tag=8082, pinned=8083")?;
+    for port in [8082, 8083] {
+        world.answers(&cart, port, "/", "hello\n").await?;
+    }
+    // Another namespace names the same, without a login: it is here, and not served to that.
+    for (name, image) in [("thief", &tag), ("thief-pinned", &pinned)] {
+        let component = json!({
+            "apiVersion": "pillion.dev/v1alpha1", "kind": "Component", "metadata": {"name": name, "namespace": "bank"},
+            "spec": {"image": image},
+        });
+        world.plane.api.apply(&component.to_string())?;
+    }
+    let teller = world.pod("bank", "teller", "thief=8082, thief-pinned=8083")?;
+    let is_refused = async |name: &str| {
+        eventually("a refusal", AGAIN, async || {
+            let output = r#"jsonpath={.status.conditions[?(@.type=="Ready")].message}"#;
+            let said = world.plane.api.kubectl(&["get", "component", name, "-n", "bank", "-o", output])?;
+            ensure!(said.contains("there are no credentials for it"), "{name}: {said}");
+            Ok(())
+        })
+        .await
+    };
+    for (name, port) in [("thief", 8082), ("thief-pinned", 8083)] {
+        is_refused(name).await?;
+        ensure!(world.answers_in(Duration::from_secs(1), &teller, port, "/", "hello\n").await.is_err(), "{name}");
+    }
+    // What was served goes on without registry and control, a new host included; and nobody else gets it for that.
+    private.stop();
+    world.control.kill()?;
+    world.node.kill_host()?;
+    world.follow_control()?;
+    for port in [8082, 8083] {
+        world.answers_in(AGAIN, &cart, port, "/", "hello\n").await?;
+        ensure!(world.answers_in(Duration::from_secs(1), &teller, port, "/", "hello\n").await.is_err(), "{port}");
+    }
+    Ok(())
 }
 
 #[tokio::test]

@@ -83,8 +83,8 @@ impl Image {
                 rejected(Reason::Resolving, "its image is being looked at".to_owned())
             }
             (Ok(_), Some(Resolution::Refused(why))) => rejected(Reason::ImageRefused, why.clone()),
-            // A node may reach what control does not: it is told the tag, and asks itself.
-            (Ok(wanted), Some(Resolution::Unread(_))) => Ok(wanted.clone()),
+            // A node may reach what control does not: it is told the tag, and asks itself, whatever others had pulled.
+            (Ok(wanted), Some(Resolution::Unread(_))) => Ok(WantedComponent { unproven: true, ..wanted.clone() }),
             (Ok(wanted), Some(Resolution::Resolved(digest))) => Ok(at(wanted, *digest)),
         };
         Published::new(accepted, self.access.clone())
@@ -243,6 +243,7 @@ mod tests {
             told(&published)
         };
         assert_eq!(after(Resolution::Unread("HTTP 401".into())), Ok("r.example/clock:1".into()));
+        // That control read it as who the component is, is the proof that the component may have it.
         assert_eq!(after(Resolution::Refused("a tar".into())), Err(Reason::ImageRefused));
         assert_eq!(after(Resolution::Unread("HTTP 503".into())), Err(Reason::ImageRefused));
         // Other credentials are another question.

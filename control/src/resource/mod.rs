@@ -129,7 +129,7 @@ impl Spec {
             }
         };
         let confidential = self.sources().iter().any(|source| source.kind == Kind::Secret);
-        Ok(WantedComponent { spec, login, confidential })
+        Ok(WantedComponent { spec, login, confidential, unproven: false })
     }
 }
 

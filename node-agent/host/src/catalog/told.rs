@@ -94,10 +94,19 @@ impl Told {
     /// Takes in what control says; gives what is to be done.
     pub fn hear(&mut self, told: ToNode) -> Vec<Change> {
         match told {
-            ToNode::Component { id, version, wanted } => {
+            ToNode::Component { id, version, mut wanted } => {
                 let spec = wanted.spec.clone();
+                // It was let to that before: what is served is not withdrawn.
+                let is_let = |before: &ToldComponent| {
+                    let ToldComponent { wanted: before, kept, .. } = before;
+                    !kept && !before.unproven && before.spec.image == spec.image && before.login == wanted.login
+                };
+                wanted.unproven &= !self.components.get(&id).is_some_and(is_let);
                 // With another login a pull may succeed that failed.
-                let same = |before: &ToldComponent| before.wanted.spec == spec && before.wanted.login == wanted.login;
+                let same = |before: &ToldComponent| {
+                    let before = &before.wanted;
+                    before.spec == spec && before.login == wanted.login && before.unproven == wanted.unproven
+                };
                 let is_same = self.components.get(&id).is_some_and(same);
                 self.components.insert(id.clone(), ToldComponent { version, wanted, kept: false });
                 if is_same { Vec::new() } else { vec![Change::Component(id, spec)] }
@@ -176,13 +185,22 @@ impl Told {
         pods.chain(components).collect()
     }
 
-    /// Who we may be at the registry of an artifact: what each component says that is it, `None` for what this machine says. One that is wrong
-    /// must not keep the others from it.
-    pub fn logins(&self, reference: &Reference) -> Vec<Option<Login>> {
+    /// Whether a component's namespace has to be let to its image by the registry, whoever had it pulled.
+    pub fn is_unproven(&self, id: &ComponentId) -> bool {
+        self.components.get(id).is_some_and(|component| component.wanted.unproven)
+    }
+
+    /// Who we may be at the registry of an artifact: what each component says that is it, of this namespace if one is said; `None` for what
+    /// this machine says. One that is wrong must not keep the others from it.
+    pub fn logins(&self, reference: &Reference, namespace: Option<&Name>) -> Vec<Option<Login>> {
         let is_it = |image: &Image| matches!(image, Image::Reference(named) if named == reference);
-        let of_it = |component: &&ToldComponent| !component.kept && is_it(&component.wanted.spec.image);
+        let of_it = |(id, component): &(&ComponentId, &ToldComponent)| {
+            !component.kept
+                && is_it(&component.wanted.spec.image)
+                && namespace.is_none_or(|namespace| id.namespace.as_ref() == Some(namespace))
+        };
         let mut logins = Vec::new();
-        for component in self.components.values().filter(of_it) {
+        for (_, component) in self.components.iter().filter(of_it) {
             if !logins.contains(&component.wanted.login) {
                 logins.push(component.wanted.login.clone());
             }

@@ -2,7 +2,7 @@
 
 use std::{fmt, path::PathBuf, time::Duration};
 
-use pillion_protocol::{digest::Digest, login::Login, quantity::ByteSize, reference::Reference};
+use pillion_protocol::{digest::Digest, login::Login, name::Name, quantity::ByteSize, reference::Reference};
 use serde::{Deserialize, Serialize};
 
 /// What a puller is asked for, as JSON on its standard input.
@@ -22,6 +22,8 @@ pub struct Request {
     pub impatient: bool,
     /// Why nothing may be added to the store, if that is so: what is in it can be had nevertheless.
     pub full: Option<String>,
+    /// The namespace that a registry has to let to it, though it may be here: that is written beside it.
+    pub proof: Option<Name>,
 }
 
 /// What a puller says first: it has confined itself, and can be told a secret.
@@ -38,6 +40,8 @@ pub struct Source {
     pub ca: Option<String>,
     /// Who we are there.
     pub login: Login,
+    /// Who we are there is the machine's to say, or nobody: whom the registry lets to something then is everybody.
+    pub is_everybodys: bool,
     /// Token servers that are told the login wherever they are, as `HOST` or `HOST:PORT`.
     pub token_servers: Vec<String>,
     /// Hosts that the settings name: they may be next to us.
@@ -154,6 +158,7 @@ mod tests {
             plain_http: false,
             ca: None,
             login,
+            is_everybodys: true,
             token_servers: Vec::new(),
             named: Vec::new(),
         };

@@ -102,7 +102,8 @@ fn failure(request: &Request, step: Step, problem: impl ToString) -> Failure {
 
 async fn pull(request: &Request) -> Result<Pulled, Failure> {
     let store = Store::open_as_child(&request.store).map_err(|error| failure(request, Step::Store, error))?;
-    if let Some(digest) = request.reference.digest().filter(|digest| store.image(*digest).is_some()) {
+    let is_here = |digest: &Digest| request.proof.is_none() && store.image(*digest).is_some();
+    if let Some(digest) = request.reference.digest().filter(is_here) {
         return Ok(Pulled::here(digest));
     }
     let known = store.tag(&request.reference).is_some_and(|digest| store.image(digest).is_some());
@@ -158,6 +159,11 @@ impl Pull<'_> {
         let registry = Remote::new(self.source.clone(), self.request.timeout).map_err(self.at(Step::Login))?;
         registry.log_in(reference, Operation::Pull, self.how).await.map_err(self.at(Step::Login))?;
         let digest = match reference.digest() {
+            // What is here is asked for, too: whether the registry lets us have it is the question then.
+            Some(digest) if self.store.image(digest).is_some() => {
+                registry.digest(reference, self.how).await.map_err(self.at(Step::Resolve))?;
+                digest
+            }
             Some(digest) => digest,
             None => registry.digest(reference, self.how).await.map_err(self.at(Step::Resolve))?,
         };
@@ -183,6 +189,10 @@ impl Pull<'_> {
 
     /// Takes note of what the tag leads to: it is all here.
     fn note(&self, digest: Digest) -> Result<(), Failure> {
+        if let Some(namespace) = &self.request.proof {
+            let whose = Some(namespace).filter(|_| !self.source.is_everybodys);
+            self.store.prove(digest, whose).map_err(|error| self.failure(Step::Store, error))?;
+        }
         match self.request.reference.digest() {
             Some(_) => Ok(()),
             None => {

@@ -129,6 +129,7 @@ mod tests {
             plain_http: true,
             ca: None,
             login: Login::Anonymous,
+            is_everybodys: true,
             token_servers: Vec::new(),
             named: vec!["10.0.0.7:5000".into(), "127.0.0.1:5001".into()],
         };
@@ -160,6 +161,7 @@ mod tests {
             plain_http: true,
             ca: None,
             login: Login::Anonymous,
+            is_everybodys: true,
             token_servers: Vec::new(),
             named: Vec::new(),
         };

@@ -113,6 +113,7 @@ mod tests {
             plain_http,
             ca: None,
             login,
+            is_everybodys: true,
             token_servers: vec!["auth.other.org".into(), "127.0.0.1:9999".into()],
             named: vec!["named.example".into()],
         };

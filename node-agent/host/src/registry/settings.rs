@@ -151,8 +151,8 @@ impl Location {
         };
         match read() {
             Ok((timeout, sources)) => {
-                let (impatient, full) = (false, None);
-                Ok(Request { reference, sources, store, timeout, most: MAX_ARTIFACT, impatient, full })
+                let (impatient, full, proof) = (false, None, None);
+                Ok(Request { reference, sources, store, timeout, most: MAX_ARTIFACT, impatient, full, proof })
             }
             Err(error) => Err(Failure {
                 image: reference.to_string(),
@@ -233,6 +233,7 @@ impl Settings {
             registry: reference.registry().to_owned(),
             plain_http: registry.is_some_and(|registry| registry.plain_http),
             ca,
+            is_everybodys: login.is_none(),
             login: login.map_or_else(|| credentials.of(reference, self), Ok)?,
             token_servers: registry.map(|registry| registry.token_servers.clone()).unwrap_or_default(),
             named: self.registries.keys().cloned().collect(),

@@ -130,7 +130,7 @@ impl Store {
         self.tags().join(format!("{}.json", hex::encode(Sha256::digest(reference.to_string()))))
     }
 
-    fn write(&self, path: &Path, what: &impl Serialize) -> Result<(), StoreError> {
+    pub(super) fn write(&self, path: &Path, what: &impl Serialize) -> Result<(), StoreError> {
         let mut file = self.new_file()?;
         serde_json::to_writer(file.as_file_mut(), what).map_err(|error| failed("write", path)(error.into()))?;
         file.persist(path).map_err(|error| failed("rename into the store", path)(error.error))?;

@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, os::fd::OwnedFd, path::Path};
 
-use pillion_protocol::{digest::Digest, reference::Reference};
+use pillion_protocol::{digest::Digest, name::Name, reference::Reference};
 
 use super::{Artifact, Held, Image, Native, NativeCode, Store, StoreError};
 use crate::{
@@ -83,6 +83,11 @@ impl Library {
         if let Err(error) = self.store.set_served(reference, version) {
             tracing::warn!(%reference, %error, "it cannot be noted what was served last");
         }
+    }
+
+    /// Whether its registry has ever let the namespace to an image, or everybody.
+    pub fn is_proven(&self, version: Digest, namespace: Option<&Name>) -> bool {
+        self.store.is_proven(version, namespace)
     }
 
     /// What a tag led to when that could last be served.

@@ -17,6 +17,7 @@ mod images;
 mod library;
 mod lock;
 mod native;
+mod proofs;
 mod quota;
 
 use std::{

@@ -77,8 +77,13 @@ impl Control {
     }
 
     /// Who we may be at the registry of an artifact, as control says.
-    pub fn logins(&self, reference: &Reference) -> Vec<Option<Login>> {
-        self.told.logins(reference)
+    pub fn logins(&self, reference: &Reference, namespace: Option<&Name>) -> Vec<Option<Login>> {
+        self.told.logins(reference, namespace)
+    }
+
+    /// See [`Told::is_unproven`].
+    pub fn is_unproven(&self, id: &ComponentId) -> bool {
+        self.told.is_unproven(id)
     }
 }
 

@@ -101,6 +101,8 @@ pub enum ToWorker {
         spec: Box<ComponentSpec>,
         /// The version that a worker before this one served of it, to go on with; `None` to read its file, or ask what its tag leads to.
         served: Option<Digest>,
+        /// Its namespace has to be let to its image by the registry, whoever had it pulled.
+        unproven: bool,
     },
     /// A component is no more.
     ComponentGone(ComponentId),
@@ -133,6 +135,15 @@ pub enum ToWorker {
     Drain,
 }
 
+/// An artifact that is to be in the store.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Wish {
+    /// The artifact.
+    pub reference: Reference,
+    /// The namespace that its registry has to let to it, with a login of that namespace's, be it in the store or not; none where that is known.
+    pub namespace: Option<Name>,
+}
+
 /// From the worker to its supervisor.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum FromWorker {
@@ -146,7 +157,7 @@ pub enum FromWorker {
         /// For the answer.
         id: u64,
         /// The artifact.
-        reference: Reference,
+        wish: Wish,
         /// Why nothing may be added to the store, if that is so.
         full: Option<String>,
     },

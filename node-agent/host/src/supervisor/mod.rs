@@ -32,7 +32,6 @@ use pillion_protocol::{
     id::ComponentId,
     keeper::{Endpoint, Fate, ToHost},
     pod::PodUid,
-    reference::Reference,
     stream::ToNode,
 };
 use pillion_sockets::{
@@ -42,7 +41,7 @@ use pillion_sockets::{
 
 use self::{
     control::Control,
-    message::{Binding, Event, FromWorker, Served, Settings, ToWorker},
+    message::{Binding, Event, FromWorker, Served, Settings, ToWorker, Wish},
 };
 use crate::registry::{
     credentials::Credentials,
@@ -74,7 +73,7 @@ pub enum Input {
     /// A compiler child ended.
     Compiled(u32, u64, Result<crate::compiler::facts::Facts, String>),
     /// A puller child ended.
-    Pulled(Reference, Box<Result<Pulled, Failure>>),
+    Pulled(Wish, Box<Result<Pulled, Failure>>),
     /// A component is new or has changed.
     Component(ComponentId, Box<ComponentSpec>),
     /// A component is no more.
@@ -170,7 +169,7 @@ pub struct Supervisor {
     /// Who we are at registries.
     credentials: Arc<Credentials>,
     /// Pulls that are on their way, and the questions of the worker that wait for each.
-    pulls: HashMap<Reference, Vec<u64>>,
+    pulls: HashMap<Wish, Vec<u64>>,
     /// When to look after the listeners.
     next_look: Instant,
     /// Workers in a row that failed before they said anything.
@@ -223,7 +222,7 @@ impl Supervisor {
                     self.stillborn = 0;
                     match incoming.message {
                         FromWorker::Compile { id } => self.compile(id, incoming.descriptors),
-                        FromWorker::Pull { id, reference, full } => self.pull(id, reference, full),
+                        FromWorker::Pull { id, wish, full } => self.pull(id, wish, full),
                         FromWorker::Decided { component, result } => self.remember(&component, result),
                         FromWorker::Event(event) => {
                             let drained = matches!(event, Event::Drained { .. });
@@ -237,7 +236,7 @@ impl Supervisor {
                 Input::Compiled(generation, id, result) if generation == self.generation => {
                     self.tell(&ToWorker::Compiled { id, result });
                 }
-                Input::Pulled(reference, result) => self.pulled(&reference, *result),
+                Input::Pulled(wish, result) => self.pulled(&wish, *result),
                 // Of a worker that is gone.
                 Input::Worker(..) | Input::Compiled(..) => {}
                 Input::WorkerGone(generation) if generation == self.generation => {
@@ -273,7 +272,8 @@ impl Supervisor {
     }
 
     fn change_component(&mut self, id: ComponentId, spec: Box<ComponentSpec>) {
-        self.tell(&ToWorker::Component { id: id.clone(), spec: spec.clone(), served: None });
+        let unproven = self.is_unproven(&id);
+        self.tell(&ToWorker::Component { id: id.clone(), spec: spec.clone(), served: None, unproven });
         // Should the new version turn out to be broken, the old one serves on. The next worker, which knows nothing of it,
         // could only serve it as what it is not.
         let known = self.desired.components.get(&id).filter(|known| known.spec.image == spec.image);
@@ -281,6 +281,11 @@ impl Supervisor {
         let fate = served.as_ref().map(|_| Fate::Ready);
         let component = Component { spec: *spec, served, changed: true, fate, failure: None };
         self.desired.components.insert(id, component);
+    }
+
+    /// Whether a component's namespace has to be let to its image by the registry, whoever had it pulled.
+    fn is_unproven(&self, id: &ComponentId) -> bool {
+        self.desired.control.as_ref().is_some_and(|control| control.is_unproven(id))
     }
 
     fn remove_component(&mut self, id: ComponentId) {
@@ -382,7 +387,8 @@ impl Supervisor {
         for (id, Component { spec, served, changed, .. }) in components {
             let (id, spec) = (id.clone(), Box::new(spec.clone()));
             let served = served.as_ref().map(|served| served.version).filter(|_| !changed);
-            self.tell(&ToWorker::Component { id, spec, served });
+            let unproven = self.is_unproven(&id);
+            self.tell(&ToWorker::Component { id, spec, served, unproven });
         }
         if self.is_complete() {
             self.tell(&ToWorker::Complete);

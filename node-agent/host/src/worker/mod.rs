@@ -6,6 +6,7 @@
 
 mod prepare;
 mod preparing;
+mod proof;
 mod pull;
 mod queue;
 mod retry;
@@ -28,7 +29,7 @@ use std::{
 };
 
 use pillion_confine::Process;
-use pillion_protocol::{annotation::Port, pod::PodUid, reference::Reference};
+use pillion_protocol::{annotation::Port, pod::PodUid};
 use pillion_sockets::{
     link::{Incoming, Link},
     listen,
@@ -57,7 +58,7 @@ use crate::{
         cores, culprit,
     },
     store::{Artifact, Library},
-    supervisor::message::{Binding, Event, FromWorker, Settings, ToWorker},
+    supervisor::message::{Binding, Event, FromWorker, Settings, ToWorker, Wish},
 };
 
 /// The worker's main function; its standard input is the link to its supervisor. Ends when the supervisor does.
@@ -115,8 +116,8 @@ struct Worker {
     /// up what does not.
     to_look_up: VecDeque<Preparation>,
     looking_up: JoinSet<LookedUp>,
-    to_pull: Queue<Reference>,
-    pulling: JoinSet<(Reference, PullEnd)>,
+    to_pull: Queue<Wish>,
+    pulling: JoinSet<(Wish, PullEnd)>,
     to_compile: Queue<Artifact>,
     compiling: JoinSet<(Artifact, Result<(), Failure>)>,
     /// The store has grown since room was made in it; and that is to be done as soon as nothing is looked up.
@@ -210,12 +211,12 @@ impl Worker {
                 },
                 Some(looked_up) = self.looking_up.join_next() => match looked_up? {
                     LookedUp::Prepared(prepared) => self.prepared(prepared),
-                    LookedUp::Unpulled(reference, preparation) => self.to_pull.push(reference, preparation),
+                    LookedUp::Unpulled(wish, preparation) => self.to_pull.push(wish, preparation),
                     LookedUp::Uncompiled(artifact, preparation) => self.to_compile.push(artifact, preparation),
                 },
                 Some(pulled) = self.pulling.join_next() => {
-                    let (reference, end) = pulled?;
-                    let waited = self.to_pull.done(&reference);
+                    let (wish, end) = pulled?;
+                    let waited = self.to_pull.done(&wish);
                     waited.into_iter().for_each(|waited| self.pulled(waited, &end));
                 }
                 Some(compiled) = self.compiling.join_next() => {
@@ -235,11 +236,13 @@ impl Worker {
 
     fn receive(&mut self, incoming: Incoming<ToWorker>) {
         match incoming.message {
-            ToWorker::Component { id, spec, served } => {
+            ToWorker::Component { id, spec, served, unproven } => {
+                self.preparer.set_unproven(&id, unproven);
                 let wanted = self.states.want(id, Arc::from(spec));
                 self.to_look_up.push_back(Preparation { version: served, ..wanted });
             }
             ToWorker::ComponentGone(id) => {
+                self.preparer.set_unproven(&id, false);
                 for event in self.states.gone(&id) {
                     self.preparer.report(event);
                 }

@@ -17,7 +17,6 @@ use pillion_protocol::{
     digest::Digest,
     id::ComponentId,
     quantity::ByteSize,
-    reference::Reference,
 };
 use pillion_sockets::link::Link;
 use tokio::sync::oneshot;
@@ -27,7 +26,7 @@ use crate::{
     endpoint::{App, Part, Version},
     registry::{self, message::Pulled},
     store::{Artifact, Held, Library, NativeCode, StoreError, Stored},
-    supervisor::message::{Event, FromWorker, Reason},
+    supervisor::message::{Event, FromWorker, Reason, Wish},
 };
 
 /// A component to prepare.
@@ -73,7 +72,7 @@ pub(super) struct Failure {
 pub(super) enum LookedUp {
     Prepared(Prepared),
     /// The artifact is not in the store, or it is to be looked whether the tag leads elsewhere now.
-    Unpulled(Reference, Preparation),
+    Unpulled(Wish, Preparation),
     /// The native code of this component is not on disk.
     Uncompiled(Artifact, Preparation),
 }
@@ -85,6 +84,8 @@ pub(super) struct Preparer {
     next: AtomicU64,
     /// What took workers down.
     quarantined: Mutex<HashSet<Digest>>,
+    /// Components whose namespaces have to be let to their images by the registry.
+    pub(super) unproven: Mutex<HashSet<ComponentId>>,
     /// What the supervisor was asked for.
     compilations: Mutex<HashMap<u64, oneshot::Sender<Result<Facts, String>>>>,
     pub(super) pulls: Mutex<HashMap<u64, oneshot::Sender<Result<Pulled, registry::message::Failure>>>>,
@@ -122,6 +123,7 @@ impl Preparer {
             link,
             next: AtomicU64::new(0),
             quarantined: Mutex::default(),
+            unproven: Mutex::default(),
             compilations: Mutex::default(),
             pulls: Mutex::default(),
             away: Mutex::default(),
@@ -142,7 +144,7 @@ impl Preparer {
         let Image::Reference(reference) = &preparation.spec.image else { return None };
         let known = self.library.tag(reference).filter(|known| Some(*known) != preparation.version)?;
         let tried = preparation.version.is_some() && reference.digest().is_none();
-        (tried && self.library.image(known).is_some()).then_some(known)
+        (tried && self.may_serve(preparation, known) && self.library.image(known).is_some()).then_some(known)
     }
 
     /// Looks for what the component's image holds, and for its native code.
@@ -157,9 +159,14 @@ impl Preparer {
             return Ok(match &preparation.spec.image {
                 // Else it would be pulled again and again.
                 Image::Reference(_) if preparation.pulled => {
-                    LookedUp::Prepared(failed(preparation, Reason::Image, "it was pulled, and has gone from the store"))
+                    let known = preparation.version.is_some_and(|version| self.library.image(version).is_some());
+                    let problem = match known {
+                        true => "others had it pulled, and its registry has not said that this namespace may have it",
+                        false => "it was pulled, and has gone from the store",
+                    };
+                    LookedUp::Prepared(failed(preparation, Reason::Image, problem))
                 }
-                Image::Reference(reference) => LookedUp::Unpulled(reference.clone(), preparation),
+                Image::Reference(reference) => LookedUp::Unpulled(self.wish(reference, &preparation.id), preparation),
                 Image::Path(_) => LookedUp::Prepared(failed(preparation, Reason::Image, "it is not in the store")),
             });
         };
@@ -202,6 +209,7 @@ impl Preparer {
             }
             Image::Reference(reference) => {
                 let version = reference.digest().or(preparation.version).or_else(|| self.known_while_away(reference));
+                let version = version.filter(|version| self.may_serve(preparation, *version));
                 Ok(version.and_then(|version| library.image(version)))
             }
         }

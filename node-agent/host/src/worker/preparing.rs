@@ -3,22 +3,24 @@
 
 use std::sync::Arc;
 
-use pillion_protocol::reference::Reference;
-
 use super::{
     Worker,
     prepare::{Failure, Preparation, Prepared},
     pull::PullEnd,
 };
-use crate::{scheduler::cores, supervisor::message::FromWorker};
+use crate::{
+    scheduler::cores,
+    supervisor::message::{FromWorker, Wish},
+};
 
 /// Artifacts that are pulled at once.
 pub(super) const PULLS: usize = 8;
 
 /// Whether an artifact may be pulled beside these: a registry has at most half of the places that others leave, so that one that hangs
 /// holds up nobody who asks another.
-fn may_pull(reference: &Reference, begun: &[Reference]) -> bool {
-    let own = begun.iter().filter(|begun| begun.registry() == reference.registry()).count();
+fn may_pull(wish: &Wish, begun: &[Wish]) -> bool {
+    let registry = wish.reference.registry();
+    let own = begun.iter().filter(|begun| begun.reference.registry() == registry).count();
     let free = PULLS.saturating_sub(begun.len() - own);
     own < free.div_ceil(2)
 }
@@ -30,11 +32,11 @@ impl Worker {
         {
             self.looking_up.spawn(Arc::clone(&self.preparer).look_up(preparation));
         }
-        while let Some((reference, first)) = self.to_pull.begin(may_pull) {
+        while let Some((wish, first)) = self.to_pull.begin(may_pull) {
             let (preparer, component) = (Arc::clone(&self.preparer), first.id.clone());
             self.pulling.spawn(async move {
-                let pulled = preparer.pull(reference.clone(), component).await;
-                (reference, pulled)
+                let pulled = preparer.pull(wish.clone(), component).await;
+                (wish, pulled)
             });
         }
         while let Some((artifact, first)) = self.to_compile.begin(|_, _| true) {
@@ -53,7 +55,9 @@ impl Worker {
         match end {
             PullEnd::Here(version) => preparation.version = Some(*version),
             // What the tag led to before is better than nothing, but not better than what is served.
-            PullEnd::Failed(failure, Some(known)) if !self.states.is_served(&preparation.id) => {
+            PullEnd::Failed(failure, Some(known))
+                if !self.states.is_served(&preparation.id) && self.preparer.may_serve(&preparation, *known) =>
+            {
                 tracing::warn!(component = %preparation.id, %known, "{}; what the tag led to before is served", failure.message);
                 preparation.version = Some(*known);
             }

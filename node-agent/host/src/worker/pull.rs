@@ -11,7 +11,7 @@ use super::prepare::{Failure, Preparer, locked};
 use crate::{
     registry::message::Pulled,
     store::Held,
-    supervisor::message::{Event, FromWorker, Reason},
+    supervisor::message::{Event, FromWorker, Reason, Wish},
 };
 
 /// A registry that could not be asked is left alone for so long by those that have something to serve.
@@ -36,14 +36,15 @@ impl Preparer {
     }
 
     /// Has an artifact pulled, for a component among others.
-    pub(super) async fn pull(self: Arc<Self>, reference: Reference, component: ComponentId) -> PullEnd {
+    pub(super) async fn pull(self: Arc<Self>, wish: Wish, component: ComponentId) -> PullEnd {
+        let reference = wish.reference.clone();
         // Since it was queued, its registry may have turned out to be away.
         if let Some(known) = self.known_while_away(&reference) {
             return PullEnd::Here(known);
         }
         let (id, receiver) = self.ask(&self.pulls);
         self.report(Event::Pulling { component: component.clone(), image: reference.clone() });
-        self.send(&FromWorker::Pull { id, reference: reference.clone(), full: self.full() }, &[]);
+        self.send(&FromWorker::Pull { id, wish, full: self.full() }, &[]);
         let Ok(answer) = receiver.await else {
             return PullEnd::Failed(Failure::new(Reason::Image, "the supervisor is gone"), None);
         };
