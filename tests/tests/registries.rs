@@ -349,21 +349,47 @@ async fn a_tag_that_leads_to_no_component_leaves_what_it_led_to_before() -> Resu
 }
 
 #[tokio::test]
-async fn an_index_picks_nothing() -> Result<()> {
+async fn an_index_is_followed_where_it_leads_to_one_component() -> Result<()> {
     let registry = Registry::start().await?;
-    let one = Artifact::wasm(numbered(1)?);
-    let digest = one.push(&registry, "hello:wasm").await?;
-    Artifact::index(vec![(one, Platform::new("wasip2", "wasm"))]).push(&registry, "hello:1").await?;
     let laptop = Laptop::plain(&[registry.host()])?;
-    let refused = laptop.run("pull", &[&format!("{}/hello:1", registry.host())]).await?;
+    let (one, other) = (Artifact::wasm(numbered(1)?), Artifact::wasm(numbered(2)?));
+    let digest = one.push(&registry, "hello:wasm").await?;
+    let [wasi, linux] = [Platform::new("wasip2", "wasm"), Platform::new("linux", "amd64")];
+    Artifact::index(vec![(one.clone(), wasi.clone()), (other.clone(), linux)]).push(&registry, "hello:1").await?;
+    let served = laptop.serve([Component::image("hello", &format!("{}/hello:1", registry.host()))], &[]).await?;
+    answers(&served, "hello").await?;
+    Artifact::index(vec![(one, wasi.clone()), (other, wasi)]).push(&registry, "hello:2").await?;
+    let refused = laptop.run("pull", &[&format!("{}/hello:2", registry.host())]).await?;
     ensure!(
         refused.code == Some(1)
-            && refused.stderr.contains("an index of 1 manifests")
+            && refused.stderr.contains("an index of 2 manifests")
             && refused.stderr.contains(&digest),
         "{refused:?}"
     );
     let pulled = laptop.run("pull", &[&format!("{}/hello@{digest}", registry.host())]).await?;
     ensure!(pulled.code == Some(0), "{pulled:?}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn what_oras_and_wasm_to_oci_push_is_served() -> Result<()> {
+    let registry = Registry::start().await?;
+    let table = [
+        ("oras", "application/vnd.oci.empty.v1+json", "application/wasm"),
+        ("oras-of-old", "application/vnd.unknown.config.v1+json", "application/wasm"),
+        ("w2o", "application/vnd.wasm.config.v1+json", "application/vnd.wasm.content.layer.v1+wasm"),
+        ("w2o-of-old", "application/vnd.wasm.config.v1+json", "application/vnd.module.wasm.content.layer.v1+wasm"),
+    ];
+    let mut components = Vec::new();
+    for (name, config, layer) in table {
+        Artifact::new(config, "{}").layer(layer, numbered(1)?).push(&registry, &format!("{name}:1")).await?;
+        components.push(Component::image(name, &format!("{}/{name}:1", registry.host())));
+    }
+    let laptop = Laptop::plain(&[registry.host()])?;
+    let served = laptop.serve(components, &[]).await?;
+    for (name, ..) in table {
+        answers(&served, name).await?;
+    }
     Ok(())
 }
 

@@ -1,7 +1,9 @@
 //! What a manifest says that an artifact holds. Decides, and does no IO: nothing is pulled before its manifest was understood.
 //!
 //! Two layouts are known: the CNCF's *Wasm OCI artifact*
-//! (<https://tag-runtime.cncf.io/wgs/wasm/deliverables/wasm-oci-artifact/>), and the one of Spin applications.
+//! (<https://tag-runtime.cncf.io/wgs/wasm/deliverables/wasm-oci-artifact/>), and the one of Spin applications. What other tools push is taken
+//! where it cannot mean two things: one layer that is a component, whatever is said beside it (`oras push`, wasm-to-oci), and an index that
+//! leads to one thing.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,6 +15,9 @@ use crate::{
     compiler::{MAX_COMPONENT, facts::Interfaces},
     spin::App,
 };
+
+/// What is wrong with an index that leads to another one.
+pub const INDEX_OF_INDEX: &str = "it is an index that leads to another index: name a manifest by its digest";
 
 /// The largest manifest, configuration and locked application, in bytes; the specification's own limit for manifests.
 pub const MAX_DOCUMENT: u64 = 4 << 20;
@@ -33,6 +38,13 @@ pub const SPIN_WASM: &str = "application/vnd.wasm.content.layer.v1+wasm";
 pub const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.v2+json, \
                              application/vnd.oci.image.index.v1+json, application/vnd.docker.distribution.manifest.list.v2+json";
 
+/// What wasm-to-oci and its relatives called a layer; they also used Spin's name.
+const WASM_MODULE: &str = "application/vnd.module.wasm.content.layer.v1+wasm";
+
+/// The configurations of container images.
+const IMAGE_CONFIGS: [&str; 2] =
+    ["application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"];
+
 /// Something that a manifest names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Blob {
@@ -45,10 +57,10 @@ pub struct Blob {
 /// What an artifact holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Layout {
-    /// A CNCF Wasm artifact: one component.
+    /// A CNCF Wasm artifact, or one like it: one component.
     Component {
-        /// What is said of it.
-        config: Blob,
+        /// What is said of it, where that is the CNCF's.
+        config: Option<Blob>,
         /// The component.
         layer: Blob,
     },
@@ -59,6 +71,8 @@ pub enum Layout {
         /// Components by digest.
         components: BTreeMap<Digest, Blob>,
     },
+    /// An index that leads to this manifest only.
+    Index(Digest),
 }
 
 /// What tells kinds of manifests apart.
@@ -72,6 +86,21 @@ struct Kind {
 #[derive(Deserialize)]
 struct Entry {
     digest: Option<String>,
+    platform: Option<Platform>,
+}
+
+#[derive(Deserialize)]
+struct Platform {
+    #[serde(default)]
+    os: String,
+    #[serde(default)]
+    architecture: String,
+}
+
+impl Entry {
+    fn is_wasm(&self) -> bool {
+        self.platform.as_ref().is_some_and(|of| of.os.starts_with("wasi") || of.architecture.starts_with("wasm"))
+    }
 }
 
 /// Reads a manifest.
@@ -89,12 +118,7 @@ pub fn read(manifest: &[u8]) -> Result<Layout, String> {
         return Err(format!("its schemaVersion is {}: expected 2", kind.schema_version));
     }
     if let Some(entries) = kind.manifests {
-        let digests: Vec<_> = entries.iter().take(5).filter_map(|entry| entry.digest.as_deref()).map(shown).collect();
-        return Err(format!(
-            "it is an index of {} manifests, for several platforms, and components are for none: name one by its digest: {}",
-            entries.len(),
-            digests.join(", ")
-        ));
+        return index(&entries);
     }
     let manifest: OciImageManifest = serde_json::from_slice(manifest)
         .map_err(|error| format!("it is no image manifest: {}", shown(&error.to_string())))?;
@@ -103,25 +127,52 @@ pub fn read(manifest: &[u8]) -> Result<Layout, String> {
     }
     let is = |media_type: &'static str| move |layer: &&OciDescriptor| layer.media_type == media_type;
     let lock = manifest.layers.iter().find(is(SPIN_LOCK));
-    if manifest.config.media_type == WASM_CONFIG {
-        component(&manifest)
-    } else if lock.is_some() || manifest.layers.iter().any(|layer| is(SPIN_WASM)(&layer)) {
-        app(lock.unwrap_or(&manifest.config), &manifest.layers)
-    } else {
-        let layers = manifest.layers.first().map_or("none", |layer| &layer.media_type);
-        Err(format!(
-            "it is neither a Wasm artifact nor a Spin application: its configuration is {:?} and its first layer {:?}; expected {WASM_CONFIG} \
-             with a layer {WASM_LAYER}, or a layer {SPIN_LOCK}",
-            shown(&manifest.config.media_type),
-            shown(layers)
-        ))
+    let config = manifest.config.media_type.as_str();
+    let is_image = IMAGE_CONFIGS.contains(&config);
+    // Old versions of Spin had the lock as the configuration, and called that an image's.
+    let is_old = (is_image || config == SPIN_LOCK) && manifest.layers.iter().any(|layer| is(SPIN_WASM)(&layer));
+    match manifest.layers.as_slice() {
+        _ if config == WASM_CONFIG => component(&manifest),
+        layers if lock.is_some() || is_old => app(lock.unwrap_or(&manifest.config), layers),
+        [layer] if [WASM_LAYER, WASM_MODULE, SPIN_WASM].contains(&layer.media_type.as_str()) => {
+            Ok(Layout::Component { config: None, layer: blob(layer, MAX_COMPONENT)? })
+        }
+        layers => Err(format!(
+            "it is neither a Wasm artifact nor a Spin application: its configuration is {:?} and its first layer {:?}, of {}; {}push a \
+             component by: pillion push FILE.wasm REGISTRY/REPOSITORY:TAG",
+            shown(config),
+            shown(layers.first().map_or("none", |layer| &layer.media_type)),
+            layers.len(),
+            if is_image { "components are not taken out of container images: " } else { "" }
+        )),
     }
+}
+
+/// What an index leads to: its one manifest, or the one for Wasm.
+fn index(entries: &[Entry]) -> Result<Layout, String> {
+    let wasm: Vec<_> = entries.iter().filter(|entry| entry.is_wasm()).collect();
+    let one = match (entries, wasm.as_slice()) {
+        ([one], _) => one.digest.as_deref(),
+        (_, [one]) => one.digest.as_deref(),
+        _ => None,
+    };
+    if let Some(one) = one {
+        return one.parse().map(Layout::Index).map_err(|error| format!("{error}"));
+    }
+    let named = if wasm.is_empty() { entries.iter().collect() } else { wasm };
+    let digests: Vec<_> = named.iter().take(5).filter_map(|entry| entry.digest.as_deref()).map(shown).collect();
+    Err(format!(
+        "it is an index of {} manifests, and none or more than one is for Wasm: name one by its digest: {}",
+        entries.len(),
+        digests.join(", ")
+    ))
 }
 
 fn component(manifest: &OciImageManifest) -> Result<Layout, String> {
     match manifest.layers.as_slice() {
         [layer] if layer.media_type == WASM_LAYER => {
-            Ok(Layout::Component { config: blob(&manifest.config, MAX_DOCUMENT)?, layer: blob(layer, MAX_COMPONENT)? })
+            let config = Some(blob(&manifest.config, MAX_DOCUMENT)?);
+            Ok(Layout::Component { config, layer: blob(layer, MAX_COMPONENT)? })
         }
         [layer] => Err(format!("its layer is {:?}: expected {WASM_LAYER}", shown(&layer.media_type))),
         layers => Err(format!("it has {} layers: a Wasm artifact has one", layers.len())),
@@ -224,7 +275,7 @@ mod tests {
     #[test]
     fn both_layouts_are_understood() {
         let wasm = layout(descriptor(WASM_CONFIG, A, 2), vec![descriptor(WASM_LAYER, B, 7)]).unwrap();
-        assert_eq!(wasm, Layout::Component { config: blob(A, 2), layer: blob(B, 7) });
+        assert_eq!(wasm, Layout::Component { config: Some(blob(A, 2)), layer: blob(B, 7) });
         let config = descriptor("application/vnd.oci.image.config.v1+json", A, 2);
         let lock = descriptor(SPIN_LOCK, A, 3);
         let data = descriptor("application/vnd.wasm.content.layer.v1+data", A, 5);
@@ -233,6 +284,49 @@ mod tests {
         assert_eq!(app, Layout::App { lock: blob(A, 3), components: components.clone() });
         let old = layout(config, vec![descriptor(SPIN_WASM, B, 7)]).unwrap();
         assert_eq!(old, Layout::App { lock: blob(A, 2), components });
+    }
+
+    #[test]
+    fn what_other_tools_push_is_taken_where_it_cannot_mean_two_things() {
+        let bare = Layout::Component { config: None, layer: blob(B, 7) };
+        let table = [
+            ("application/vnd.oci.empty.v1+json", WASM_LAYER),
+            ("application/vnd.unknown.config.v1+json", WASM_LAYER),
+            ("application/vnd.oci.image.config.v1+json", WASM_LAYER),
+            ("application/vnd.wasm.config.v1+json", SPIN_WASM),
+            ("application/vnd.wasm.config.v1+json", WASM_MODULE),
+        ];
+        for (config, layer) in table {
+            assert_eq!(
+                layout(descriptor(config, A, 2), vec![descriptor(layer, B, 7)]).unwrap(),
+                bare,
+                "{config} {layer}"
+            );
+            let two = layout(descriptor(config, A, 2), vec![descriptor(WASM_LAYER, B, 7); 2]).unwrap_err();
+            assert!(two.contains("of 2; ") && two.contains("pillion push FILE.wasm"), "{two}");
+        }
+        let image = descriptor("application/vnd.oci.image.config.v1+json", A, 2);
+        let error = layout(image, vec![descriptor("application/vnd.oci.image.layer.v1.tar+gzip", B, 7)]).unwrap_err();
+        assert!(error.contains("not taken out of container images: push a component by"), "{error}");
+    }
+
+    #[test]
+    fn an_index_is_followed_where_it_leads_to_one_thing() {
+        let entry = |digest: &str, os: &str, architecture: &str| json!({"digest": digest, "platform": {"os": os, "architecture": architecture}});
+        let index = |entries: Vec<Value>| {
+            read(&serde_json::to_vec(&json!({"schemaVersion": 2, "manifests": entries})).unwrap())
+        };
+        let (a, b) = (Layout::Index(A.parse().unwrap()), Layout::Index(B.parse().unwrap()));
+        assert_eq!(index(vec![json!({"digest": A})]).unwrap(), a);
+        assert_eq!(index(vec![entry(A, "unknown", "unknown"), entry(B, "wasip1", "wasm")]).unwrap(), b);
+        let others = vec![entry(A, "linux", "amd64"), entry(B, "linux", "arm64")];
+        let error = index(others).unwrap_err();
+        assert!(error.contains(A) && error.contains(B) && error.contains("by its digest"), "{error}");
+        let error =
+            index(vec![entry(A, "wasi", "wasm"), entry(A, "linux", "arm64"), entry(B, "wasip2", "wasm")]).unwrap_err();
+        assert!(error.contains("an index of 3 manifests") && error.contains(B), "{error}");
+        assert!(index(vec![json!({"digest": "sha256:../x"})]).unwrap_err().contains("is no digest"));
+        assert!(index(vec![]).unwrap_err().contains("an index of 0 manifests"));
     }
 
     #[test]
@@ -254,7 +348,6 @@ mod tests {
             (read(b"<html>"), "no manifest"),
             (read(b"{\"schemaVersion\": 1}"), "its schemaVersion is 1"),
             (read(&vec![b' '; 5 << 20]), "5242880 bytes: at most 4194304"),
-            (read(format!("{{\"schemaVersion\": 2, \"manifests\": [{{\"digest\": \"{A}\"}}]}}").as_bytes()), A),
         ];
         for (read, expected) in table {
             let error = read.unwrap_err();

@@ -176,10 +176,15 @@ impl Pull<'_> {
             return Err(self.failure(Step::Store, full));
         }
         let bytes = registry.manifest(reference, digest).await.map_err(self.at(Step::Manifest))?;
-        let layout = manifest::read(&bytes).map_err(|problem| self.failure(Step::Manifest, problem))?;
+        let read = |bytes: &[u8]| manifest::read(bytes).map_err(|problem| self.failure(Step::Manifest, problem));
+        let layout = match read(&bytes)? {
+            Layout::Index(one) => read(&registry.manifest(reference, one).await.map_err(self.at(Step::Manifest))?)?,
+            layout => layout,
+        };
         let (image, progress) = match layout {
-            Layout::Component { config, layer } => self.component(&registry, &config, &layer).await?,
+            Layout::Component { config, layer } => self.component(&registry, config.as_ref(), &layer).await?,
             Layout::App { lock, components } => self.app(&registry, &lock, &components).await?,
+            Layout::Index(_) => return Err(self.failure(Step::Manifest, manifest::INDEX_OF_INDEX)),
         };
         self.store.add_image(digest, &image).map_err(|error| self.failure(Step::Store, error))?;
         self.note(digest)?;
@@ -201,11 +206,18 @@ impl Pull<'_> {
         }
     }
 
-    async fn component(&self, registry: &Remote, config: &Blob, layer: &Blob) -> Result<(Image, Progress), Failure> {
+    async fn component(
+        &self,
+        registry: &Remote,
+        config: Option<&Blob>,
+        layer: &Blob,
+    ) -> Result<(Image, Progress), Failure> {
         let mut progress = Progress::default();
-        self.expect(&mut progress, [config, layer])?;
-        let document = self.document(registry, config, Step::Config, &mut progress).await?;
-        manifest::check_config(&document, layer).map_err(|problem| self.failure(Step::Config, problem))?;
+        self.expect(&mut progress, config.into_iter().chain([layer]))?;
+        if let Some(config) = config {
+            let document = self.document(registry, config, Step::Config, &mut progress).await?;
+            manifest::check_config(&document, layer).map_err(|problem| self.failure(Step::Config, problem))?;
+        }
         self.layer(registry, layer, &mut progress).await?;
         Ok((Image::Component(layer.digest), progress))
     }

@@ -109,7 +109,7 @@ mod tests {
         assert_eq!(artifact().digest(), artifact().digest());
         let artifact = artifact();
         let Layout::Component { config, layer } = read(&artifact.manifest).unwrap() else { panic!("another layout") };
-        assert_eq!((config.digest, layer.digest), (digest(&artifact.config), digest(b"\0asm")));
+        assert_eq!((config.unwrap().digest, layer.digest), (digest(&artifact.config), digest(b"\0asm")));
         check_config(&artifact.config, &layer).unwrap();
     }
 }

@@ -101,8 +101,17 @@ async fn look_at(image: &Reference, source: Source, wait: Duration) -> Result<Di
         None => registry.digest(image, Ask::Once).await?,
     };
     let bytes = registry.manifest(image, digest).await?;
-    match manifest::read(&bytes).map_err(Failure::Refused)? {
-        Layout::Component { config, layer } => check_component(&document(&registry, image, &config).await?, &layer)?,
+    let layout = match manifest::read(&bytes).map_err(Failure::Refused)? {
+        Layout::Index(one) => manifest::read(&registry.manifest(image, one).await?).map_err(Failure::Refused)?,
+        layout => layout,
+    };
+    match layout {
+        Layout::Component { config: Some(config), layer } => {
+            check_component(&document(&registry, image, &config).await?, &layer)?;
+        }
+        // What it is its compiler finds out.
+        Layout::Component { config: None, .. } => {}
+        Layout::Index(_) => return Err(Failure::Refused(manifest::INDEX_OF_INDEX.to_owned())),
         Layout::App { lock, components } => {
             let app = spin::App::read(&document(&registry, image, &lock).await?);
             let app = app.map_err(|error| Failure::Refused(error.to_string()))?;
