@@ -17,6 +17,11 @@ use crate::name::{Name, NameError, shown};
 /// The annotation's key on a pod.
 pub const SIDECARS: &str = "pillion.dev/sidecars";
 
+/// What a pod's annotation says, if it says anything: a blank one is what a chart's template makes of no value.
+pub fn said(annotation: Option<&str>) -> Option<&str> {
+    annotation.filter(|text| !text.trim().is_empty())
+}
+
 /// The most entries that one annotation may have.
 pub const MAX_ENTRIES: usize = 32;
 
@@ -273,6 +278,12 @@ mod tests {
         for (text, expected) in table {
             assert!(error(text).contains(expected), "{text:?}: {}", error(text));
         }
+    }
+
+    #[test]
+    fn a_blank_annotation_says_nothing() {
+        assert_eq!([None, Some(""), Some(" \n")].map(said), [None; 3]);
+        assert_eq!(said(Some("clock")), Some("clock"), "what is wrong is told");
     }
 
     #[test]

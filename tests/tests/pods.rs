@@ -46,7 +46,9 @@ fn a_pod_without_the_annotation_is_passed_through_and_nobody_is_asked() -> Resul
     let node = Node::new()?;
     let netns = Netns::new(node.folder(), "a")?;
     let mut sandbox = Sandbox::new("plain", "c1", &netns, "");
-    for annotations in [json!({}), json!(null), json!({"app": "shop", "pillion.dev/wait": "nonsense"})] {
+    let blank = |text| json!({"pillion.dev/sidecars": text, "pillion.dev/wait": "nonsense"});
+    let others = json!({"app": "shop", "pillion.dev/wait": "nonsense"});
+    for annotations in [json!({}), json!(null), others, blank(""), blank(" \n")] {
         sandbox.annotations = annotations;
         for command in ["ADD", "DEL", "CHECK", "GC", "STATUS"] {
             let said = node.cni(command, &sandbox)?;
@@ -106,7 +108,6 @@ fn what_an_annotation_cannot_mean_is_said_with_the_text_at_fault() -> Result<()>
     let netns = Netns::with_loopback(node.folder(), "a")?;
     let many: Vec<String> = (0..100).map(|i| format!("c{i}={}", 2000 + i)).collect();
     let table = [
-        ("", "no sidecar is named"),
         ("clock", "\"clock\" is no sidecar: expected NAME=PORT"),
         ("clock=8081, flags=8081", "port 8081 is given to both"),
         ("clock=80", "\"80\" is no port for a sidecar: allowed are 1024 to 65535"),

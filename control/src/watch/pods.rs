@@ -9,7 +9,7 @@ use std::{
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client, ResourceExt, core::PartialObjectMeta, runtime::watcher::Event};
-use pillion_protocol::annotation::SIDECARS;
+use pillion_protocol::annotation::{self, SIDECARS};
 use tokio::{sync::Semaphore, task::JoinSet};
 
 use super::{
@@ -48,7 +48,7 @@ fn seen(pod: &PartialObjectMeta<Pod>) -> Option<Seen> {
         name: pod.name_any(),
         is_mirror: mirror.is_some(),
         runtime_uid: mirror.cloned().or_else(|| pod.uid())?,
-        annotation: annotations.get(SIDECARS)?.clone(),
+        annotation: annotation::said(annotations.get(SIDECARS).map(String::as_str))?.to_owned(),
     })
 }
 

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use pillion_protocol::{
-    annotation::{SIDECARS, Sidecars},
+    annotation::{self, SIDECARS, Sidecars},
     cni::VERSIONS,
     keeper::{WAIT, Wait},
     pod::{Pod, SandboxId},
@@ -132,14 +132,18 @@ impl<'a> Config<'a> {
         self.runtime.annotations.as_ref()?.get(key).map(String::as_str)
     }
 
-    /// Whether the pod has our annotation.
+    fn named(&self) -> Option<&str> {
+        annotation::said(self.annotation(SIDECARS))
+    }
+
+    /// Whether the pod's annotation names sidecars.
     pub fn is_ours(&self) -> bool {
-        self.annotation(SIDECARS).is_some()
+        self.named().is_some()
     }
 
     /// What the annotation says, if there is one.
     pub fn sidecars(&self) -> Result<Option<Sidecars>, Failure> {
-        let parsed = self.annotation(SIDECARS).map(str::parse).transpose();
+        let parsed = self.named().map(str::parse).transpose();
         parsed.map_err(|error: pillion_protocol::annotation::AnnotationError| Failure::annotation(SIDECARS, &error))
     }
 
@@ -184,7 +188,7 @@ mod tests {
         let with = |annotations: &str| {
             format!(r#"{{"cniVersion":"1.0.0","runtimeConfig":{{"io.kubernetes.cri.pod-annotations":{annotations}}}}}"#)
         };
-        for none in ["null", "{}", r#"{"pillion.dev/wait":"ready"}"#] {
+        for none in ["null", "{}", r#"{"pillion.dev/wait":"ready"}"#, r#"{"pillion.dev/sidecars":" "}"#] {
             assert!(!Config::read(&with(none)).unwrap().is_ours(), "{none}");
         }
         let text = with(r#"{"pillion.dev/sidecars":"clock=8081","pillion.dev/wait":"later"}"#);

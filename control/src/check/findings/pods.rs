@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::{core::v1::Pod, node::v1::RuntimeClass};
 use kube::ResourceExt;
-use pillion_protocol::annotation::{SIDECARS, Sidecars};
+use pillion_protocol::annotation::{self, SIDECARS, Sidecars};
 
 use super::{Cluster, Finding, named, seen, unseen};
 use crate::catalog;
@@ -18,7 +18,8 @@ pub(super) fn findings(cluster: &Cluster) -> Vec<Finding> {
 /// What keeps a pod from having what it names.
 fn of_pod(cluster: &Cluster, pod: &Pod) -> Vec<Finding> {
     let about = format!("pod {}/{}", pod.namespace().unwrap_or_default(), pod.name_any());
-    let (Some(text), Some(spec)) = (pod.annotations().get(SIDECARS), &pod.spec) else { return Vec::new() };
+    let text = annotation::said(pod.annotations().get(SIDECARS).map(String::as_str));
+    let (Some(text), Some(spec)) = (text, &pod.spec) else { return Vec::new() };
     let problem = |found: String, advice| vec![Finding::problem(about.clone(), found, advice)];
     match text.parse::<Sidecars>() {
         Err(error) => problem(format!("annotation {SIDECARS}: {error}"), "correct the annotation"),
