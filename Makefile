@@ -59,9 +59,7 @@ image-test: build guests
 
 test: build catalog guests
 	tests/setup test
-	cargo test --locked --workspace
-	cargo test --locked --manifest-path deploy/catalog/Cargo.toml
-	cargo test --locked --manifest-path tests/guests/Cargo.toml -p behaviour
+	tests/all
 
 # The whole of what `make test` has in short.
 soak: build guests
