@@ -23,6 +23,7 @@
 //! | [`registry`] | a registry with its artifacts, and a proxy before it that makes faults |
 //! | [`server`] | an HTTP server in the test's process |
 //! | [`service`] | one address for several servers |
+//! | [`spinning`] | programs that keep every core busy |
 //! | [`tls`] | a private authority and its certificates |
 //! | [`upstream`] | a server that guests call |
 //! | [`wait`] | waiting for something with an end
@@ -54,6 +55,7 @@ pub mod raw;
 pub mod registry;
 pub mod server;
 pub mod service;
+pub mod spinning;
 pub mod tls;
 pub mod upstream;
 pub mod wait;

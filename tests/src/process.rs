@@ -35,10 +35,19 @@ pub fn runs(pid: u32) -> bool {
 
 /// The fields of `/proc/PID/stat` from the state on: field 3 of proc_pid_stat(5) is the first here.
 fn stat(pid: u32) -> Result<Vec<String>> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    fields(&fs::read_to_string(format!("/proc/{pid}/stat"))?)
+}
+
+fn fields(stat: &str) -> Result<Vec<String>> {
     // The name before may hold anything, also blanks and brackets.
-    let (_, fields) = text.rsplit_once(')').context("a stat file without a name")?;
+    let (_, fields) = stat.rsplit_once(')').context("a stat file without a name")?;
     Ok(fields.split_whitespace().map(str::to_owned).collect())
+}
+
+/// Fields 14 and 15: the time in user mode and in the kernel.
+fn ticks(fields: &[String]) -> Result<u64> {
+    let field = |number: usize| -> Result<u64> { Ok(fields.get(number - 3).context("a short stat file")?.parse()?) };
+    Ok(field(14)? + field(15)?)
 }
 
 /// CPU time that a process used, in clock ticks (10 ms each).
@@ -47,9 +56,25 @@ fn stat(pid: u32) -> Result<Vec<String>> {
 ///
 /// A process that is not there.
 pub fn cpu_ticks(pid: u32) -> Result<u64> {
-    let fields = stat(pid)?;
-    let field = |number: usize| -> Result<u64> { Ok(fields.get(number - 3).context("a short stat file")?.parse()?) };
-    Ok(field(14)? + field(15)?)
+    ticks(&stat(pid)?)
+}
+
+/// CPU time that the threads of a process whose names begin like this used, in clock ticks.
+///
+/// # Errors
+///
+/// A process that is not there.
+pub fn threads_ticks(pid: u32, name: &str) -> Result<u64> {
+    let mut used = 0;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let folder = task?.path();
+        // A thread may end meanwhile.
+        let Ok(comm) = fs::read_to_string(folder.join("comm")) else { continue };
+        if comm.starts_with(name) {
+            used += ticks(&fields(&fs::read_to_string(folder.join("stat"))?)?)?;
+        }
+    }
+    Ok(used)
 }
 
 /// The process that started a process.

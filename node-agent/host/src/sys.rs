@@ -9,6 +9,7 @@ use std::{
     os::fd::{AsRawFd, RawFd},
 };
 
+use serde::{Deserialize, Serialize};
 use wasmtime::{Engine, component::Component};
 
 /// Maps the native code in `file` into this process.
@@ -52,30 +53,29 @@ pub fn reset_on_close(socket: RawFd, reset: bool) {
     unsafe { libc::setsockopt(socket, libc::SOL_SOCKET, libc::SO_LINGER, (&raw const linger).cast(), length) };
 }
 
-/// What a thread is to the kernel's scheduler.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How a thread gives way to others. There is no way back without a privilege: see sched(7) and RLIMIT_NICE in setrlimit(2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum ThreadClass {
-    /// `SCHED_OTHER`: every ordinary thread.
-    Normal,
-    /// `SCHED_IDLE`: runs when no ordinary thread wants the core, see sched(7).
+    /// `SCHED_IDLE`: it runs when no ordinary thread wants the core.
     Idle,
+    /// Ordinary, with this nice value: 19 has a seventieth of an ordinary thread's weight, 4 two fifths.
+    Nice(u8),
 }
 
-/// Moves a thread of this process to `class`; 0 is the calling thread. Since Linux 2.6.39 neither way needs a privilege as long
-/// as the nice value allows it.
+/// Moves the calling thread to `class`.
 ///
 /// # Errors
 ///
-/// What sched_setscheduler(2) says, for example that the thread has ended.
-pub fn set_thread_class(thread: i32, class: ThreadClass) -> io::Result<()> {
-    let policy = match class {
-        ThreadClass::Normal => libc::SCHED_OTHER,
-        ThreadClass::Idle => libc::SCHED_IDLE,
-    };
+/// What sched_setscheduler(2) or setpriority(2) says.
+pub fn lower_this_thread(class: ThreadClass) -> io::Result<()> {
+    if let ThreadClass::Nice(value) = class {
+        return Ok(rustix::process::setpriority_process(None, i32::from(value))?);
+    }
     // The kernel's `sched_param`. Not by the C library: musl's function only says that it is not there.
     let priority: libc::c_int = 0;
     // SAFETY: the call reads `priority`, which lives until it returns, and changes no memory of ours.
-    match unsafe { libc::syscall(libc::SYS_sched_setscheduler, thread, policy, &raw const priority) } {
+    match unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_IDLE, &raw const priority) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }

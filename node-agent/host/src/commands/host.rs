@@ -23,6 +23,7 @@ use crate::{
         keeper,
         message::{Event, Log, LogFormat, Settings},
     },
+    sys::ThreadClass,
 };
 
 /// Serves the pods of a node: components from control or from a folder, endpoints from the keeper.
@@ -144,6 +145,7 @@ impl Host {
             store: self.store,
             store_quota,
             tag_refresh: Some(tag_refresh),
+            back: ThreadClass::Idle,
             memory: self.memory,
             drain_timeout: self.drain_timeout,
             log,

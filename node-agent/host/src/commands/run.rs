@@ -36,6 +36,7 @@ use crate::{
         Bound, Desired, Input, Supervisor,
         message::{Binding, Event, Log, LogFormat, Reason, Settings},
     },
+    sys::ThreadClass,
 };
 
 /// Serves components on localhost, each at a port of its own.
@@ -199,7 +200,9 @@ impl Run {
         let tag_refresh = self.watch.then_some(self.keep.tag_refresh);
         let KeepArgs { store_quota, .. } = self.keep;
         let (memory, drain_timeout) = (self.memory, self.drain_timeout);
-        let settings = Settings { store, store_quota, tag_refresh, memory, drain_timeout, log };
+        // SCHED_IDLE would yield to every program of the machine.
+        let back = ThreadClass::Nice(19);
+        let settings = Settings { store, store_quota, tag_refresh, back, memory, drain_timeout, log };
         let unbound = asked_for - bindings.len();
         let supervisor = Supervisor::new(Desired {
             settings,

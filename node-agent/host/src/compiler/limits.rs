@@ -4,7 +4,7 @@ use std::{io, time::Duration};
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use crate::sys::{ThreadClass, set_thread_class};
+use crate::sys::{ThreadClass, lower_this_thread};
 
 /// The name of the variable that says how much CPU time a compilation may use, in seconds.
 pub const CPU_SECONDS: &str = "PILLION_COMPILER_CPU_SECONDS";
@@ -17,6 +17,10 @@ const OUTPUT: u64 = 1 << 30;
 
 /// CPU time by default: CPython takes 15 s.
 const CPU: Duration = Duration::from_secs(120);
+
+/// It gives way, and still ends beside programs that spin: against one of them it gets more than a quarter of a core. With
+/// `SCHED_IDLE` it would get next to nothing.
+const CLASS: ThreadClass = ThreadClass::Nice(4);
 
 /// The limits of one compilation.
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +63,6 @@ impl Limits {
         setrlimit(Resource::Cpu, Rlimit { current: Some(seconds), maximum: Some(seconds.saturating_add(1)) })?;
         limit(Resource::Core, 0)?;
         limit(Resource::Nofile, 16)?;
-        set_thread_class(0, ThreadClass::Idle)
+        lower_this_thread(CLASS)
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! It reads bytes that a stranger wrote, with a large parser and a large compiler, so it has nothing worth taking: one thread,
 //! three descriptors (the component in, the native code out, a pipe for its report), an empty environment, limits on memory,
-//! time and output, the lowest scheduling class. The supervisor starts it, so that the worker never executes a program.
+//! time and output, a nice value. The supervisor starts it, so that the worker never executes a program.
 
 pub mod facts;
 pub mod limits;

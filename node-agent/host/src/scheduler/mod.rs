@@ -3,11 +3,11 @@
 //! A request is admitted ([`admission`], [`budget`]), then its guest is driven as a [`run::Run`]:
 //!
 //! 1. It starts on the connection's own runtime, the *front*. Most guests end there, within microseconds.
-//! 2. One that uses up its first quantum ([`run::QUANTUM`]) moves to the *back*: as many `SCHED_IDLE` threads as there are cores,
-//!    which the kernel preempts for every front thread. So a short request never waits behind a long one.
+//! 2. One that uses up its first quantum ([`run::QUANTUM`]) moves to the [`back`]: as many threads as there are cores, which the kernel
+//!    preempts for every front thread. So a short request never waits behind a long one.
 //! 3. A binding that used more than its fair share of the last 100 ms starts at the back ([`account`]), so that a flood of short
 //!    requests does not win by being short.
-//! 4. The back keeps a floor of the CPU when the front saturates it ([`floor`]).
+//! 4. The back keeps a floor of the CPU when the front, or another program, saturates it.
 //!
 //! The [`ticker`] makes running guests look up once a tick: at their CPU budget, at being stopped, at the quantum.
 //!
@@ -15,10 +15,10 @@
 
 pub mod account;
 pub mod admission;
+pub mod back;
 pub mod budget;
 mod clock;
 pub mod culprit;
-pub mod floor;
 pub mod run;
 pub mod ticker;
 pub mod watch;
@@ -28,23 +28,23 @@ use std::{
     io,
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll},
     thread,
 };
 
-use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::runtime::Handle;
 
 use self::{
     account::{Account, Window},
-    floor::{Back, Hunger},
+    back::{Back, Hunger},
     run::{End, Run},
     ticker::Ticker,
     watch::{Waits, Watched},
 };
-use crate::sys::{ThreadClass, set_thread_class};
+use crate::sys::ThreadClass;
 
 /// The future of one guest: instantiates it, calls it, ends with its `Store` dropped.
 pub type GuestFuture = Pin<Box<dyn Future<Output = ()> + Send>>;
@@ -57,8 +57,6 @@ pub fn cores() -> usize {
 /// Runs guests.
 pub struct Scheduler {
     front: Handle,
-    /// `None` only while it is being dropped: a runtime must not be dropped from within another one.
-    back_runtime: Option<Runtime>,
     back: Arc<Back>,
     /// Guests at the front that were interrupted by a tick: each takes a millisecond when its turn comes.
     ticked: Arc<AtomicUsize>,
@@ -67,34 +65,16 @@ pub struct Scheduler {
 }
 
 impl Scheduler {
-    /// A scheduler whose guests start on `front`, and whose ticks go to `tick`.
+    /// A scheduler whose guests start on `front`, whose ticks go to `tick`, and whose back threads are of the class `back`.
     ///
     /// # Errors
     ///
     /// Threads that cannot be started.
-    pub fn new(front: Handle, tick: impl Fn() + Send + 'static) -> io::Result<Self> {
-        let back = Arc::new(Back::default());
-        let threads = Arc::new(Mutex::new(Vec::with_capacity(cores())));
-        let started = Arc::clone(&threads);
-        let back_runtime = Builder::new_multi_thread()
-            .worker_threads(cores())
-            .thread_name("back")
-            .enable_all()
-            .on_thread_start(move || {
-                if let Err(error) = set_thread_class(0, ThreadClass::Idle) {
-                    tracing::error!(%error, "a back thread cannot enter SCHED_IDLE: long guests will delay short ones");
-                }
-                let thread = rustix::thread::gettid().as_raw_nonzero().get();
-                started.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
-            })
-            .build()?;
-        let mut floor = floor::Floor::new(Arc::clone(&back), threads);
-        let ticker = Ticker::start(move |now| {
-            tick();
-            floor.tick(now);
-        })?;
+    pub fn new(front: Handle, back: ThreadClass, tick: impl Fn() + Send + 'static) -> io::Result<Self> {
+        let back = Back::start(back, &front)?;
+        let ticker = Ticker::start(tick)?;
         let (ticked, window) = (Arc::default(), Arc::new(Window::new(cores())));
-        Ok(Self { front, back_runtime: Some(back_runtime), back, ticked, ticker, window })
+        Ok(Self { front, back, ticked, ticker, window })
     }
 
     /// Lets everybody at the front who is ready go first, if that is a matter of microseconds.
@@ -123,17 +103,13 @@ impl Scheduler {
 
     fn spawn_at_the_back(&self, mut driven: Driven) {
         driven.place = Place::Back(self.back.enter());
-        if let Some(back) = &self.back_runtime {
-            back.spawn(driven.drive());
-        }
+        self.back.spawn(driven.drive());
     }
 }
 
 impl Drop for Scheduler {
     fn drop(&mut self) {
-        if let Some(back) = self.back_runtime.take() {
-            back.shutdown_background();
-        }
+        self.back.end();
     }
 }
 

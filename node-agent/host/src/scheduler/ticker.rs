@@ -9,7 +9,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, Thread},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 /// The time between two ticks. A stopped guest runs on for at most this long.
@@ -39,7 +39,7 @@ impl Ticker {
     /// # Errors
     ///
     /// A thread that cannot be started.
-    pub fn start(mut tick: impl FnMut(Instant) + Send + 'static) -> io::Result<Self> {
+    pub fn start(mut tick: impl FnMut() + Send + 'static) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let of_thread = Arc::clone(&shared);
         let handle = thread::Builder::new().name("ticker".into()).spawn(move || of_thread.run(&mut tick))?;
@@ -66,7 +66,7 @@ impl Drop for Ticker {
 }
 
 impl Shared {
-    fn run(&self, tick: &mut impl FnMut(Instant)) {
+    fn run(&self, tick: &mut impl FnMut()) {
         let mut quiet = 0;
         while !self.ended.load(Ordering::SeqCst) {
             if self.touched.swap(false, Ordering::SeqCst) {
@@ -83,14 +83,14 @@ impl Shared {
                 self.parked.store(false, Ordering::SeqCst);
             }
             thread::sleep(TICK);
-            tick(Instant::now());
+            tick();
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicU32;
+    use std::{sync::atomic::AtomicU32, time::Instant};
 
     use super::*;
 
@@ -98,7 +98,7 @@ mod tests {
     fn it_parks_when_nothing_runs_and_ticks_again_when_something_does() {
         let count = Arc::new(AtomicU32::new(0));
         let counted = Arc::clone(&count);
-        let ticker = Ticker::start(move |_| _ = counted.fetch_add(1, Ordering::SeqCst)).unwrap();
+        let ticker = Ticker::start(move || _ = counted.fetch_add(1, Ordering::SeqCst)).unwrap();
         let until = |reached: &dyn Fn() -> bool| {
             let patience = Instant::now() + Duration::from_secs(20);
             while !reached() {

@@ -18,6 +18,7 @@ use crate::{
     catalog::told::Verdict,
     compiler::facts::Facts,
     registry::message::{Failure, Pulled},
+    sys::ThreadClass,
 };
 
 /// How a worker works.
@@ -29,6 +30,8 @@ pub struct Settings {
     pub store_quota: ByteSize,
     /// How often it is looked whether tags lead elsewhere; `None` for never.
     pub tag_refresh: Option<Span>,
+    /// How the threads of guests that run for long give way.
+    pub back: ThreadClass,
     /// Memory for all guests; `None` for what the machine or the cgroup allows, less a reserve.
     pub memory: Option<ByteSize>,
     /// How long requests in flight may take when the worker drains.

@@ -139,7 +139,7 @@ impl Worker {
         let library = Library::open(&settings.store)?;
         let engines = Arc::new(Engines::new(capacity));
         let ticked = Arc::clone(&engines);
-        let scheduler = Scheduler::new(front.clone(), move || ticked.tick())?;
+        let scheduler = Scheduler::new(front.clone(), settings.back, move || ticked.tick())?;
         let (draining, drain) = watch::channel(false);
         let (broken_sender, broken) = mpsc::unbounded_channel();
         let descriptors = listen::descriptor_limit();
