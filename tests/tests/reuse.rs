@@ -25,6 +25,17 @@ async fn instances_that_are_used_again_answer_like_new_ones() -> Result<()> {
 }
 
 #[tokio::test]
+async fn an_instance_that_leaks_is_replaced_before_a_request_feels_it() -> Result<()> {
+    let host = Host::of([Component::guest("faults", "faults-p3")?.instances(10_000)]).start().await?;
+    let mut connection = Connection::open(Protocol::H1, host.port("faults")?).await?;
+    for number in 0..3_000 {
+        let answer = connection.get("/leak").await?;
+        assert_eq!(answer.status, 200, "{number}: {answer:?}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
 async fn many_at_once_share_no_instance() -> Result<()> {
     let host = Host::of([Component::guest("faults", "faults-p3")?.instances(100)]).start().await?;
     let port = host.port("faults")?;

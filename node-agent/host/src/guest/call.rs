@@ -7,7 +7,7 @@ use std::{
 
 use http::{Request, Response, Uri};
 use tokio::sync::oneshot;
-use wasmtime::{Engine, Store};
+use wasmtime::{Engine, Store, component::ResourceTableError};
 use wasmtime_wasi_http::{WasiBody, WasiHttpView, p2, p3};
 
 use super::{
@@ -27,8 +27,8 @@ use crate::{
 /// Bytes that one call between guest and host may copy.
 const HOSTCALL_BYTES: usize = 8 << 20;
 
-/// The most handles that the component model keeps for one instance.
-const HANDLES: usize = 256;
+/// The most handles that the component model keeps for one instance, of at most 32 bytes each.
+const HANDLES: usize = 128 << 10;
 
 /// What a guest answers first: the response's head with its body to come, or a `wasi:http` error code in words.
 pub type Head = Result<Response<WasiBody>, String>;
@@ -158,7 +158,10 @@ fn new_store(engine: &Engine, guest: Guest, run: &Arc<Run>) -> Store<Guest> {
 pub(super) fn tick_with(store: &mut Store<Guest>, run: &Arc<Run>) {
     let run = Arc::clone(run);
     store.set_epoch_deadline(1);
-    store.epoch_deadline_callback(move |_| run.tick());
+    store.epoch_deadline_callback(move |store| match store.data().is_exhausted() {
+        false => run.tick(),
+        true => Err(wasmtime::Error::msg("the guest holds more of the host's objects than its memory allows")),
+    });
 }
 
 async fn call_p2(
@@ -228,6 +231,15 @@ fn end(result: wasmtime::Result<()>, store: &Store<Guest>) -> End {
         Some(Denied::Component) => End::MemoryLimit,
         Some(Denied::Node) => End::NodeLimit,
         None if error.is::<wasmtime::PoolConcurrencyLimitError>() => End::NodeLimit,
+        None if is_of_handles(&error) => End::MemoryLimit,
         None => End::Trapped(format!("{error:#}")),
     }
 }
+
+/// Whether the guest holds more of the host's objects, or handles, than it may. The engine has no type for the second.
+fn is_of_handles(error: &wasmtime::Error) -> bool {
+    matches!(error.downcast_ref(), Some(ResourceTableError::Full))
+        || error.root_cause().to_string().ends_with(HANDLES_USED_UP)
+}
+
+const HANDLES_USED_UP: &str = "store handle limit exceeded";

@@ -1,4 +1,4 @@
-//! A request's memory: linear memories and tables of its instance together, under the component's limit and the node's budget.
+//! A request's memory: linear memories, tables and the host's objects of its instance together, under the component's limit and the node's budget.
 //!
 //! Wasmtime asks about each memory and table by itself; their sum is kept here.
 
@@ -43,8 +43,16 @@ impl MemoryLimiter {
         self.denied = None;
     }
 
+    /// Charges what the host holds for the guest. False, and it is noted, if that is more than there is.
+    pub fn charge(&mut self, bytes: u64) -> bool {
+        self.take(bytes)
+    }
+
     fn grow(&mut self, current: usize, desired: usize, each: usize) -> bool {
-        let more = desired.saturating_sub(current).saturating_mul(each) as u64;
+        self.take(desired.saturating_sub(current).saturating_mul(each) as u64)
+    }
+
+    fn take(&mut self, more: u64) -> bool {
         let denied = if self.used.saturating_add(more) > self.limit {
             Denied::Component
         } else if !self.share.grow(more) {

@@ -7,29 +7,28 @@ pub mod config;
 pub mod link;
 pub mod logs;
 pub mod memory;
+mod resources;
 pub mod reuse;
 
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::sync::OwnedSemaphorePermit;
-use wasmtime::component::ResourceTable;
 use wasmtime_wasi::{WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
-use self::{config::Config, logs::Logs, memory::MemoryLimiter};
+use self::{config::Config, logs::Logs, memory::MemoryLimiter, resources::Resources};
 use crate::outbound::{Outbound, OutboundHooks};
 
-/// The most resources that a guest may hold at once: streams, headers, bodies, pollables. A call out has about ten.
-const RESOURCES: usize = 256;
-
 /// The most bytes of one set of headers that a guest makes, beside those that its caller has sent: these it may copy. A header counts
-/// its bytes and, as `wasmtime-wasi-http` reckons, what it takes in memory. With [`RESOURCES`] it bounds what the host holds for a
-/// request beside its linear memory.
+/// its bytes and, as `wasmtime-wasi-http` reckons, what it takes in memory.
 const FIELDS: usize = 32 << 10;
 
 /// What a name and a value take in memory beside their bytes, at most.
 const FIELD_OVERHEAD: usize = 128;
+
+/// Between two requests an instance that is used again holds a few objects of the host's. One with more than these leaks them.
+const LEAKED: usize = 128;
 
 /// The most random bytes of one call: making them keeps a thread from everything else.
 const RANDOM: u64 = 64 << 10;
@@ -50,7 +49,7 @@ pub struct Surroundings {
 pub struct Guest {
     wasi: WasiCtx,
     http: WasiHttpCtx,
-    table: ResourceTable,
+    resources: Resources,
     config: Arc<Config>,
     hooks: OutboundHooks,
     /// Counts and limits its memory.
@@ -68,19 +67,27 @@ impl Guest {
         if !surroundings.env.is_empty() {
             wasi.envs(&surroundings.env);
         }
-        let mut table = ResourceTable::new();
-        table.set_max_capacity(RESOURCES);
         let mut http = WasiHttpCtx::new();
         http.set_field_size_limit(FIELDS);
         Self {
             wasi: wasi.build(),
             http,
-            table,
+            resources: Resources::new(),
             config: surroundings.config.clone(),
             hooks: OutboundHooks::new(surroundings.outbound.clone()),
             memory,
             _slot: slot,
         }
+    }
+
+    /// Whether the host's objects that it holds need more memory than it may have.
+    fn is_exhausted(&self) -> bool {
+        self.resources.is_exhausted()
+    }
+
+    /// Whether it keeps objects of the host's that no request needs any more.
+    fn leaks(&mut self) -> bool {
+        self.resources.count() > LEAKED
     }
 
     /// Lets it make headers that hold all of its caller's.
@@ -92,12 +99,13 @@ impl Guest {
 
 impl WasiView for Guest {
     fn ctx(&mut self) -> WasiCtxView<'_> {
-        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+        WasiCtxView { ctx: &mut self.wasi, table: self.resources.for_call(&mut self.memory) }
     }
 }
 
 impl WasiHttpView for Guest {
     fn http(&mut self) -> WasiHttpCtxView<'_> {
-        WasiHttpCtxView { ctx: &mut self.http, table: &mut self.table, hooks: &mut self.hooks }
+        let table = self.resources.for_call(&mut self.memory);
+        WasiHttpCtxView { ctx: &mut self.http, table, hooks: &mut self.hooks }
     }
 }

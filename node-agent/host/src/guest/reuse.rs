@@ -57,10 +57,11 @@ impl Reuse {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).pop().map(|(_, instance)| instance)
     }
 
-    /// Keeps an instance for the next request, for at most [`IDLE`]. One that has served its share is dropped.
+    /// Keeps an instance for the next request, for at most [`IDLE`]. One that has served its share is dropped, and one that leaks: a later
+    /// request would run out of what it has leaked.
     pub(super) fn park(self: Arc<Self>, mut instance: Instance) {
         instance.served += 1;
-        if instance.served >= self.requests_each {
+        if instance.served >= self.requests_each || instance.store.data_mut().leaks() {
             return;
         }
         let until = Instant::now() + IDLE;

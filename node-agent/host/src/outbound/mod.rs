@@ -17,7 +17,7 @@ use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 pub use self::ceiling::{named, within};
 
 /// The most bytes of one write to a body: what the host holds for a guest whose reader is slow.
-const CHUNK: usize = 64 << 10;
+pub(crate) const CHUNK: usize = 64 << 10;
 
 /// Where the guests of one component may call out to.
 #[derive(Clone, Debug, Default)]

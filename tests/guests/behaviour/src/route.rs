@@ -60,6 +60,8 @@ pub enum Route {
         url: Url,
     },
     Random,
+    /// Keeps one of the host's objects for ever.
+    Leak,
     Clock,
     Grpc(Rpc),
     NotFound,
@@ -149,6 +151,7 @@ impl Route {
             "/log" => Self::Log { lines: query.number("lines", 0), bytes: query.number("bytes", 0) },
             "/out" => Self::Out { url: Url::parse(&query.text("url")) },
             "/random" => Self::Random,
+            "/leak" => Self::Leak,
             "/clock" => Self::Clock,
             "/pillion.test.Echo/Unary" => Self::Grpc(Rpc::Unary),
             "/pillion.test.Echo/Stream" => Self::Grpc(Rpc::Stream),

@@ -70,6 +70,10 @@ impl Guest for Faults {
                 reply::full(out, 200, DONE)
             }
             Route::Out { url } => outbound::fetch(&url, out),
+            Route::Leak => {
+                std::mem::forget(Fields::new());
+                reply::full(out, 200, DONE)
+            }
             Route::Random => {
                 let bytes = random::get_random_bytes(16);
                 reply::full(out, 200, hex(&bytes).as_bytes())
@@ -97,13 +101,7 @@ fn sleep(nanos: u64) {
     monotonic_clock::subscribe_duration(nanos).block();
 }
 
-fn in_body(
-    out: ResponseOutparam,
-    fault: Fault,
-    length: bool,
-    pause_ms: u64,
-    bytes: usize,
-) -> Result<(), StreamError> {
+fn in_body(out: ResponseOutparam, fault: Fault, length: bool, pause_ms: u64, bytes: usize) -> Result<(), StreamError> {
     let claimed = BODY_CLAIMED.to_string();
     let headers = [("content-length", claimed.as_str())];
     let reply = Reply::start(out, 200, if length { &headers } else { &[] });

@@ -61,6 +61,10 @@ impl Guest for Faults {
                 reply::full(200, DONE)
             }
             Route::Out { url } => outbound::fetch(&url).await,
+            Route::Leak => {
+                std::mem::forget(Fields::new());
+                reply::full(200, DONE)
+            }
             Route::Random => reply::full(200, hex(&random::get_random_bytes(16)).as_bytes()),
             Route::Clock => reply::full(200, system_clock::now().seconds.to_string().as_bytes()),
             Route::Grpc(rpc) => echo::grpc(rpc, request),
