@@ -3,11 +3,12 @@
 use std::{
     net::Ipv4Addr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering::Relaxed},
     },
 };
 
+use crate::locked;
 use anyhow::Result;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -19,6 +20,7 @@ use tokio::{
 pub struct Upstream {
     port: u16,
     calls: Arc<AtomicUsize>,
+    lines: Arc<Mutex<Vec<String>>>,
     server: JoinHandle<()>,
 }
 
@@ -34,10 +36,12 @@ impl Upstream {
         let port = listener.local_addr()?.port();
         let calls = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&calls);
+        let lines = Arc::<Mutex<Vec<String>>>::default();
+        let said = Arc::clone(&lines);
         let server = tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
                 counted.fetch_add(1, Relaxed);
-                let answer = Arc::clone(&answer);
+                let (answer, said) = (Arc::clone(&answer), Arc::clone(&said));
                 tokio::spawn(async move {
                     let (mut head, mut buffer) = (Vec::new(), [0; 4096]);
                     while !head.windows(4).any(|window| window == b"\r\n\r\n") {
@@ -46,17 +50,24 @@ impl Upstream {
                             _ => return,
                         }
                     }
+                    let line = String::from_utf8_lossy(&head).lines().next().unwrap_or_default().to_owned();
+                    locked(&said).push(line);
                     _ = stream.write_all(answer.as_bytes()).await;
                     _ = stream.shutdown().await;
                 });
             }
         });
-        Ok(Self { port, calls, server })
+        Ok(Self { port, calls, lines, server })
     }
 
     /// Its port.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The first lines of all requests so far.
+    pub fn request_lines(&self) -> Vec<String> {
+        locked(&self.lines).clone()
     }
 
     /// How many connections there were.

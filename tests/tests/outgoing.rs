@@ -1,7 +1,10 @@
 //! Calls that guests make: nowhere by default, and where the component says.
 
 use anyhow::Result;
-use pillion_tests::{Answer, Component, FAULTS, Host, Protocol, get, upstream::Upstream};
+use pillion_tests::{Answer, Component, FAULTS, Host, Protocol, get, upstream::Upstream, wait_until};
+
+/// Until a line is in the log.
+const SOON: std::time::Duration = std::time::Duration::from_secs(30);
 
 const HELLO: &str = "HTTP/1.1 200 OK\r\ncontent-length: 9\r\nconnection: close\r\n\r\nupstream\n";
 
@@ -156,6 +159,39 @@ async fn an_upstreams_body_is_streamed_and_one_that_is_cut_is_cut() -> Result<()
         assert_eq!(answer.body.len(), 3_000_000, "{guest}");
         let answer = out(&host, guest, &format!("http://127.0.0.1:{}/", cut.port())).await;
         assert!(answer.is_err(), "{guest}: a body that the upstream cut looks whole");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn an_empty_path_is_a_slash() -> Result<()> {
+    let upstream = Upstream::answering(HELLO).await?;
+    let url = format!("http://127.0.0.1:{}", upstream.port());
+    let host = calling(&[&url]).await?;
+    for guest in FAULTS {
+        assert_eq!(out(&host, guest, &url).await?.text(), "upstream\n", "{guest}");
+    }
+    assert_eq!(upstream.request_lines(), ["GET / HTTP/1.1"; 2]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_call_that_is_denied_or_fails_is_told_to_the_log() -> Result<()> {
+    let host = calling(&["http://localhost:1"]).await?;
+    for guest in FAULTS {
+        out(&host, guest, "http://example.test:8000/secret").await?;
+        out(&host, guest, "http://localhost:1/").await?;
+        let said = |to: &str| {
+            let lines = host.log();
+            let line = lines.iter().find(|line| {
+                let has = |text: &str| line.contains(text);
+                has("call out failed") && has(&format!("\"component\":\"{guest}\"")) && has(&format!("\"to\":\"{to}\""))
+            });
+            line.cloned()
+        };
+        let denied = wait_until("a line about the denied call", SOON, || said("http://example.test:8000")).await?;
+        anyhow::ensure!(denied.contains("spec.allowedOutboundHosts") && !denied.contains("secret"), "{denied}");
+        wait_until("a line about the failed call", SOON, || said("http://localhost:1")).await?;
     }
     Ok(())
 }

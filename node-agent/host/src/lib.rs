@@ -23,6 +23,7 @@
 //! | [`store`] | artifacts and native code on disk |
 //! | [`supervisor`] | the first process, and the link to its worker |
 //! | [`sys`] | the only `unsafe` |
+//! | [`warnings`] | how many warnings one source may cause |
 //! | [`worker`] | the process that runs guests: puts the rooms together |
 
 #![deny(unsafe_code)]
@@ -43,4 +44,5 @@ pub mod spin;
 pub mod store;
 pub mod supervisor;
 pub mod sys;
+pub mod warnings;
 pub mod worker;

@@ -40,7 +40,7 @@ pub use self::{
     app::{App, Own},
     served::{Part, State, Version},
 };
-use self::{ends::Ends, gate::Gate, served::Served};
+use self::{gate::Gate, served::Served};
 use crate::{
     catalog::told::Verdict,
     engine::cache::Cache,
@@ -50,6 +50,7 @@ use crate::{
         budget::{InstanceBudget, MemoryBudget},
     },
     supervisor::message::Binding,
+    warnings::Warnings,
 };
 
 /// How long a listener rests after it could not accept, for example because descriptors ran out.
@@ -181,7 +182,7 @@ pub struct Endpoint {
     state: watch::Receiver<State>,
     account: Arc<Account>,
     served: Served,
-    ends: Ends,
+    warnings: Warnings,
     /// Connections that this binding may have yet: a caller that takes all of them takes none of another binding's.
     connections: Arc<Semaphore>,
     /// Requests that wait for the component.
@@ -214,7 +215,7 @@ impl Endpoint {
             state,
             account,
             served,
-            ends: Ends::default(),
+            warnings: Warnings::default(),
             connections,
             held,
             shared,

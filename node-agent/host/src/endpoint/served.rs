@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     guest::{Surroundings, config::Config, logs::Logs, reuse::Reuse},
-    outbound::{Outbound, named},
+    outbound::{Caller, Outbound, named},
     scheduler::admission::Admission,
     store::NativeCode,
     supervisor::message,
@@ -138,6 +138,7 @@ impl Serving {
 
 fn surroundings(part: &Part, spec: &ComponentSpec, endpoint: &Endpoint) -> Surroundings {
     let Endpoint { component, binding, pod, .. } = endpoint;
+    let caller = |component: &str| Caller::new(component, binding.as_str(), pod.as_ref());
     match &part.own {
         None => {
             let pairs = |variables: &[pillion_protocol::component::Variable]| {
@@ -146,17 +147,18 @@ fn surroundings(part: &Part, spec: &ComponentSpec, endpoint: &Endpoint) -> Surro
             Surroundings {
                 env: pairs(&spec.env),
                 config: Arc::new(Config::new(pairs(&spec.config))),
-                outbound: Outbound::new(&named(&spec.allowed_outbound_hosts)),
+                outbound: Outbound::new(&named(&spec.allowed_outbound_hosts), caller(component.name.as_str())),
                 logs: Logs::new(component.name.as_str(), binding.as_str(), pod.as_ref()),
             }
         }
         Some(own) => {
             let Own { id, settings } = &**own;
+            let component = format!("{}/{id}", component.name);
             Surroundings {
                 env: settings.env.clone(),
                 config: Arc::new(Config::new(settings.config.clone())),
-                outbound: Outbound::new(&settings.allowed_outbound_hosts),
-                logs: Logs::new(&format!("{}/{id}", component.name), binding.as_str(), pod.as_ref()),
+                outbound: Outbound::new(&settings.allowed_outbound_hosts, caller(&component)),
+                logs: Logs::new(&component, binding.as_str(), pod.as_ref()),
             }
         }
     }

@@ -232,8 +232,15 @@ fn end(result: wasmtime::Result<()>, store: &Store<Guest>) -> End {
         Some(Denied::Node) => End::NodeLimit,
         None if error.is::<wasmtime::PoolConcurrencyLimitError>() => End::NodeLimit,
         None if is_of_handles(&error) => End::MemoryLimit,
-        None => End::Trapped(format!("{error:#}")),
+        None => End::Trapped(trap(&error)),
     }
+}
+
+/// A trap in words: what it was comes first, then where. The backtrace alone may be longer than what is shown.
+fn trap(error: &wasmtime::Error) -> String {
+    let mut words: Vec<_> = error.chain().map(ToString::to_string).collect();
+    let cause = words.pop().unwrap_or_default();
+    std::iter::once(cause).chain(words).collect::<Vec<_>>().join("; ")
 }
 
 /// Whether the guest holds more of the host's objects, or handles, than it may. The engine has no type for the second.
@@ -243,3 +250,15 @@ fn is_of_handles(error: &wasmtime::Error) -> bool {
 }
 
 const HANDLES_USED_UP: &str = "store handle limit exceeded";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_trap_was_comes_before_where_it_was() {
+        let error =
+            wasmtime::Error::msg("unreachable executed").context("error while executing at wasm backtrace: 0: a");
+        assert_eq!(trap(&error), "unreachable executed; error while executing at wasm backtrace: 0: a");
+    }
+}

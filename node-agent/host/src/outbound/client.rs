@@ -77,13 +77,22 @@ pub(super) async fn send(
     // Driven by a task that ends with the answer's body, or with the guest.
     let connection = wasmtime_wasi::runtime::spawn(async move { connection.await.map_err(Error::from) });
 
-    let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-    *request.uri_mut() = Uri::from(path);
+    *request.uri_mut() = Uri::from(origin_form(request.uri().path_and_query())?);
     let answered = tokio::time::timeout(options.first_byte_timeout.unwrap_or(FIRST_BYTE), sender.send_request(request));
     let answer = answered.await.map_err(|_| Error::ConnectionReadTimeout)??;
     let timeout = options.between_bytes_timeout.unwrap_or(BETWEEN_BYTES);
     let answer = answer.map(|body| AnswerBody { body, idle: Idle::new(timeout), _call: call }.boxed_unsync());
     Ok((answer, Box::new(connection)))
+}
+
+/// What stands in the request line: an empty path is `/` (RFC 9112 §3.2.1).
+fn origin_form(path: Option<&PathAndQuery>) -> Result<PathAndQuery, Error> {
+    match path.map_or("/", PathAndQuery::as_str) {
+        // What this type shows of an empty path, and does not write.
+        "/" => Ok(PathAndQuery::from_static("/")),
+        query if query.starts_with('?') => format!("/{query}").parse().map_err(|_| Error::HttpRequestUriInvalid),
+        _ => path.cloned().ok_or(Error::HttpRequestUriInvalid),
+    }
 }
 
 fn target(uri: &Uri) -> Result<Target, Error> {

@@ -3,6 +3,7 @@
 //!
 //! Every call has a connection of its own: nothing is shared between guests that carries data.
 
+mod caller;
 mod ceiling;
 mod client;
 mod policy;
@@ -14,19 +15,26 @@ use pillion_protocol::hosts::AllowedHost;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody, WasiHttpHooks};
 
-pub use self::ceiling::{named, within};
+use self::caller::to;
+pub use self::{
+    caller::Caller,
+    ceiling::{named, within},
+};
 
 /// The most bytes of one write to a body: what the host holds for a guest whose reader is slow.
 pub(crate) const CHUNK: usize = 64 << 10;
 
-/// Where the guests of one component may call out to.
+/// Where the guests of one component may call out to, and who they are to the log.
 #[derive(Clone, Debug, Default)]
-pub struct Outbound(Option<Arc<[AllowedHost]>>);
+pub struct Outbound {
+    allowed: Option<Arc<[AllowedHost]>>,
+    caller: Option<Arc<Caller>>,
+}
 
 impl Outbound {
     /// Nowhere but to these.
-    pub fn new(allowed: &[AllowedHost]) -> Self {
-        Self((!allowed.is_empty()).then(|| allowed.into()))
+    pub fn new(allowed: &[AllowedHost], caller: Caller) -> Self {
+        Self { allowed: (!allowed.is_empty()).then(|| allowed.into()), caller: Some(Arc::new(caller)) }
     }
 }
 
@@ -83,10 +91,17 @@ impl WasiHttpHooks for OutboundHooks {
         options: Option<RequestOptions>,
         _sent: Sent,
     ) -> Box<dyn Future<Output = Result<(Response<WasiBody>, Sent), Error>> + Send> {
-        let (allowed, call) = (self.outbound.0.clone(), self.call());
+        let (Outbound { allowed, caller }, call) = (self.outbound.clone(), self.call());
         Box::new(async move {
-            let call = call.ok_or(Error::ConnectionLimitReached)?;
-            client::send(allowed.as_deref().unwrap_or_default(), request, options, call).await
+            let to = to(request.uri());
+            let sent = match call {
+                Some(call) => client::send(allowed.as_deref().unwrap_or_default(), request, options, call).await,
+                None => Err(Error::ConnectionLimitReached),
+            };
+            if let (Err(error), Some(caller)) = (&sent, caller) {
+                caller.tell(&to, error);
+            }
+            sent
         })
     }
 

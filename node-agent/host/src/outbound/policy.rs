@@ -81,7 +81,23 @@ pub(super) fn leads_next_to_us(entry: &AllowedHost) -> bool {
     }
 }
 
-/// Loopback, link-local (where clouds keep credentials), unspecified, multicast, broadcast, and IPv6's ways to write IPv4.
+/// What clouds serve to their machines alone, beside what is link-local: credentials, certificates, settings.
+const OF_CLOUDS_V4: [Ipv4Addr; 3] = [
+    // Azure: certificates and extensions' settings.
+    Ipv4Addr::new(168, 63, 129, 16),
+    // Alibaba.
+    Ipv4Addr::new(100, 100, 100, 200),
+    // Oracle.
+    Ipv4Addr::new(192, 0, 0, 192),
+];
+const OF_CLOUDS_V6: [Ipv6Addr; 2] = [
+    // AWS: metadata (::254), EKS' pod identity (::23), names (::53), time (::123).
+    Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0),
+    // Google.
+    Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0),
+];
+
+/// Loopback, link-local and clouds' own (where they keep credentials), unspecified, multicast, broadcast, and IPv6's ways to write IPv4.
 fn is_special(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => {
@@ -91,25 +107,28 @@ fn is_special(address: IpAddr) -> bool {
                 || v4.is_multicast()
                 || v4.is_broadcast()
                 || v4.octets().first() == Some(&0)
+                || OF_CLOUDS_V4.contains(&v4)
         }
         IpAddr::V6(v6) => {
             v6.is_loopback()
                 || v6.is_unspecified()
                 || v6.is_multicast()
                 || v6.is_unicast_link_local()
-                // fd00:ec2::254, the metadata service of a large cloud.
-                || v6 == Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)
+                || OF_CLOUDS_V6.iter().any(|cloud| v6.segments().iter().take(4).eq(cloud.segments().iter().take(4)))
                 || embedded(v6).is_some_and(|v4| is_special(IpAddr::V4(v4)))
         }
     }
 }
 
-/// The IPv4 address inside a NAT64 (64:ff9b::/96), 6to4 (2002::/16) or IPv4-compatible address.
+/// The IPv4 address inside a NAT64 (64:ff9b::/96, and of 64:ff9b:1::/48 where it ends in one), 6to4 (2002::/16), Teredo (2001::/32, inverted),
+/// translated (::ffff:0:a.b.c.d) or IPv4-compatible address.
 fn embedded(v6: Ipv6Addr) -> Option<Ipv4Addr> {
     let [a, b, c, d, e, f, g, h] = v6.segments();
     let v4 = |high: u16, low: u16| Ipv4Addr::from((u32::from(high) << 16) | u32::from(low));
     match (a, b) {
-        (0x64, 0xff9b) if [c, d, e, f] == [0; 4] => Some(v4(g, h)),
+        (0x64, 0xff9b) if c == 1 || [c, d, e, f] == [0; 4] => Some(v4(g, h)),
+        (0x2001, 0) => Some(v4(!g, !h)),
+        (0, 0) if [c, d, e, f] == [0, 0, 0xffff, 0] => Some(v4(g, h)),
         (0x2002, _) => Some(v4(b, c)),
         (0, 0) if [c, d, e, f] == [0; 4] => Some(v4(g, h)),
         _ => None,
@@ -180,7 +199,7 @@ mod tests {
 
     #[test]
     fn what_it_resolves_to_is_asked_again() {
-        let table: [(&[&str], &str, bool); 19] = [
+        let table: [(&[&str], &str, bool); 34] = [
             (&["http://example.com"], "93.184.216.34", true),
             (&["http://example.com"], "10.0.0.7", true),
             (&["http://example.com"], "127.0.0.1", false),
@@ -195,6 +214,21 @@ mod tests {
             (&["http://example.com"], "2002:7f00:1::", false),
             (&["http://example.com"], "fe80::1", false),
             (&["http://example.com"], "fd00:ec2::254", false),
+            (&["*://*:*"], "169.254.170.23", false),
+            (&["*://*:*"], "168.63.129.16", false),
+            (&["*://*:*"], "100.100.100.200", false),
+            (&["*://*:*"], "192.0.0.192", false),
+            (&["*://*:*"], "fd00:ec2::23", false),
+            (&["*://*:*"], "fd00:ec2::53", false),
+            (&["*://*:*"], "fd00:ec2::123", false),
+            (&["*://*:*"], "fd20:ce::254", false),
+            (&["*://*:*"], "64:ff9b:1::a9fe:a9fe", false),
+            (&["*://*:*"], "::ffff:0:169.254.169.254", false),
+            (&["*://*:*"], "2001:0:1:2:3:4:5601:5601", false),
+            (&["*://*:*"], "64:ff9b::808:808", true),
+            (&["*://*:*"], "fd00:ec3::254", true),
+            (&["*://*:*"], "168.63.129.17", true),
+            (&["http://168.63.129.16"], "168.63.129.16", true),
             (&["*://*:*"], "127.0.0.1", false),
             (&["http://localhost"], "127.0.0.1", true),
             (&["http://localhost"], "::1", true),

@@ -98,11 +98,7 @@ impl Url {
     fn parse(url: &str) -> Self {
         let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
         let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-        Self {
-            scheme: scheme.to_owned(),
-            authority: authority.to_owned(),
-            path: if path.is_empty() { "/" } else { path }.to_owned(),
-        }
+        Self { scheme: scheme.to_owned(), authority: authority.to_owned(), path: path.to_owned() }
     }
 }
 
