@@ -222,3 +222,50 @@ async fn a_disk_that_native_code_does_not_fit_on_is_an_error_of_its_component_al
     assert_eq!(host.event("serving").map(|event| event["ready"].clone()), Some(2.into()), "there is room again");
     Ok(())
 }
+
+/// A component whose handler has the right type and does nothing, with `more` in it.
+fn idle(more: &str) -> Result<Vec<u8>> {
+    let text = format!(
+        r#"(component
+            (import "wasi:http/types@0.2.0" (instance $types
+                (export "incoming-request" (type (sub resource)))
+                (export "response-outparam" (type (sub resource)))))
+            (alias export $types "incoming-request" (type $request))
+            (alias export $types "response-outparam" (type $out))
+            {more}
+            (core module $m (func (export "handle") (param i32 i32)))
+            (core instance $i (instantiate $m))
+            (func $handle (param "request" (own $request)) (param "response-out" (own $out))
+                (canon lift (core func $i "handle")))
+            (instance $handler (export "handle" (func $handle)))
+            (export "wasi:http/incoming-handler@0.2.0" (instance $handler)))"#
+    );
+    Ok(wat::parse_str(text)?)
+}
+
+/// What a pool refuses is found out at the start, and not by each caller.
+#[tokio::test]
+async fn what_no_pool_can_hold_is_refused_at_the_start() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let instances = format!("(core module $e){}", "(core instance (instantiate $e))".repeat(70));
+    let tables = format!("(core module $t {})(core instance (instantiate $t))", "(table 1 funcref)".repeat(9));
+    let globals = format!(
+        "(core module $g {})(core instance (instantiate $g))",
+        "(global v128 (v128.const i64x2 0 0))".repeat(300_000)
+    );
+    for (more, expected) in [(instances, "core module instances"), (tables, "tables"), (globals, "bytes")] {
+        refused(&file(folder.path(), &idle(&more)?)?, "component", expected).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn inspect_and_run_say_the_same_of_a_proposal_that_is_not_offered() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let image = file(folder.path(), &idle("(core module (type (struct)))")?)?;
+    let expected = "WebAssembly's proposal for garbage collection, which is not offered here";
+    refused(&image, "component", expected).await?;
+    let seen = pillion(&["inspect", &image.display().to_string()]).await?;
+    ensure!(seen.code == Some(1) && seen.stdout.contains(expected), "{seen:?}");
+    Ok(())
+}

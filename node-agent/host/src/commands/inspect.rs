@@ -11,7 +11,8 @@ use super::{Output, RegistryArgs, StoreArgs, pull::pull};
 use crate::{
     compiler::{
         MAX_COMPONENT,
-        facts::{Facts, Interfaces, is_offered},
+        facts::{self, Facts, Interfaces, is_offered},
+        judge,
     },
     engine::settings::World,
     registry::settings::Location,
@@ -23,8 +24,11 @@ use crate::{
 #[derive(clap::Args)]
 pub(super) struct Inspect {
     /// Component files, and artifacts in registries
-    #[arg(required = true, value_name = "FILE|REGISTRY/REPOSITORY:TAG")]
+    #[arg(required_unless_present = "offered", value_name = "FILE|REGISTRY/REPOSITORY:TAG")]
     things: Vec<String>,
+    /// Lists the interfaces that components may import, and nothing else
+    #[arg(long, conflicts_with = "things")]
+    offered: bool,
     #[command(flatten)]
     store: StoreArgs,
     #[command(flatten)]
@@ -140,9 +144,8 @@ impl Seen {
         let mut wasm = Vec::new();
         file.take(MAX_COMPONENT).read_to_end(&mut wasm).with_context(|| name.clone())?;
         let digest = Digest::from_sha256(Sha256::digest(&wasm).into());
-        let facts = Facts::read(&wasm);
-        let world = facts.as_ref().ok().map(|facts| facts.world);
-        let refused = facts.and_then(Facts::accept).err().map(|refusal| refusal.to_string());
+        let world = Facts::read(&wasm).ok().map(|facts| facts.world);
+        let refused = judge(&wasm).err().map(|refusal| refusal.to_string());
         let interfaces = Interfaces::read(&wasm).ok();
         Ok(Self { file: name, size, digest, world, interfaces, refused })
     }
@@ -176,6 +179,13 @@ impl Seen {
 
 impl Inspect {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        if self.offered {
+            match self.output {
+                Output::Text => facts::offered().iter().for_each(|name| println!("{name}")),
+                Output::Json => println!("{}", serde_json::to_string(&facts::offered())?),
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
         let (store, registries) = (self.store.path()?, self.registry.location());
         let mut good = true;
         for thing in self.things {

@@ -1,7 +1,5 @@
 //! What a component is, read from its bytes without running or compiling anything.
 
-use std::fmt;
-
 use serde::{Deserialize, Serialize};
 use wasmparser::{Encoding, Parser, Payload};
 
@@ -35,6 +33,17 @@ pub enum Refusal {
     /// Cut off or broken.
     #[error("this is no whole component: {0}")]
     Broken(String),
+    /// A proposal that is not offered.
+    #[error("uses WebAssembly's proposal for {0}, which is not offered here: compile it without")]
+    Proposal(&'static str),
+    /// Several of them.
+    #[error("uses several proposals of WebAssembly that are not offered here, the first one where it says: {0}")]
+    Proposals(String),
+    /// An export of the right name and the wrong type.
+    #[error(
+        "exports {0} with a function `handle` of another type: expected that of the package wasi:http, with its resources"
+    )]
+    Handler(String),
     /// Nothing that serves HTTP.
     #[error(
         "no HTTP export: expected wasi:http/incoming-handler@0.2.x or wasi:http/handler@0.3.x, found {}",
@@ -42,12 +51,9 @@ pub enum Refusal {
     )]
     NoHttpExport(Vec<String>),
     /// Imports that are not offered.
-    #[error("imports what is not offered here: {}; offered are {}", .0.join(", "), Offered)]
+    #[error("imports what is not offered here: {}; `pillion inspect --offered` lists what is", .0.join(", "))]
     Imports(Vec<String>),
 }
-
-/// The interfaces that the linkers hold, as people should read them.
-struct Offered;
 
 const TERMINALS: &str = "terminal-input terminal-output terminal-stdin terminal-stdout terminal-stderr";
 const RANDOM: &str = "random insecure insecure-seed";
@@ -76,15 +82,23 @@ const P3: [(&str, &str); 6] = [
 /// Drafts, and what others have defined, have exact versions.
 const CONFIG: [&str; 3] = ["wasi:config/store@0.2.0-rc.1", config::WASI_DRAFT, config::SPIN_P2];
 
-impl fmt::Display for Offered {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (packages, version) in [(&P2[..], "0.2.x"), (&P3[..], "0.3.x (for p3)")] {
-            for (package, interfaces) in packages {
-                write!(f, "{package}/{{{}}}@{version}, ", interfaces.replace(' ', ","))?;
-            }
-        }
-        write!(f, "{}, {} (for p3)", CONFIG.join(", "), config::SPIN_P3)
-    }
+/// The names of all that is offered, in order. The patch release of `0.2.0` and `0.3.0` may be any; what is of 0.3 is for p3 alone.
+pub fn offered() -> Vec<String> {
+    let releases = [(&P2[..], "0.2.0"), (&P3[..], "0.3.0")];
+    let mut names: Vec<_> = releases
+        .into_iter()
+        .flat_map(|(packages, version)| {
+            packages.iter().map(move |(package, interfaces)| (*package, *interfaces, version))
+        })
+        .flat_map(|(package, interfaces, version)| {
+            let terminals = if package == "wasi:cli" { TERMINALS } else { "" };
+            let all = interfaces.split(' ').chain(terminals.split(' ').filter(|name| !name.is_empty()));
+            all.map(move |interface| format!("{package}/{interface}@{version}"))
+        })
+        .chain(CONFIG.into_iter().chain([config::SPIN_P3]).map(str::to_owned))
+        .collect();
+    names.sort_unstable();
+    names
 }
 
 /// Whether a component of `world` finds what it imports by this name.
@@ -166,7 +180,8 @@ impl Interfaces {
     }
 }
 
-fn world_of(export: &str) -> Option<World> {
+/// Through which world an export of this name serves HTTP, if it does.
+pub(super) fn world_of(export: &str) -> Option<World> {
     let (interface, version) = export.split_once('@')?;
     match interface {
         "wasi:http/incoming-handler" if version.starts_with("0.2.") => Some(World::P2),
@@ -242,6 +257,15 @@ mod tests {
             "wasi:cli/@0.2.0",
         ] {
             assert!(!is_offered(other, World::P3), "{other}");
+        }
+    }
+
+    #[test]
+    fn what_is_listed_is_what_is_offered() {
+        let listed = offered();
+        assert!(listed.iter().all(|import| is_offered(import, World::P3)), "{listed:?}");
+        for import in ["wasi:cli/terminal-stdin@0.2.0", "wasi:http/client@0.3.0", CONFIG[0], config::SPIN_P3] {
+            assert!(listed.iter().any(|listed| listed == import), "{import}");
         }
     }
 

@@ -6,6 +6,7 @@
 
 pub mod facts;
 pub mod limits;
+mod validity;
 
 use std::{
     fs::File,
@@ -18,8 +19,8 @@ use serde::{Deserialize, Serialize};
 use wasmtime::{Engine, component::Component};
 
 use crate::{
-    compiler::facts::Facts,
-    engine::settings::{self, World},
+    compiler::facts::{Facts, Refusal, world_of},
+    engine::settings,
     guest::link,
     program,
 };
@@ -72,13 +73,25 @@ fn read(input: File) -> Result<Vec<u8>, String> {
     Ok(wasm)
 }
 
+/// Whether a component can be served, as far as that is known without compiling it: what a compiler is given, and what people ask.
+///
+/// # Errors
+///
+/// Why not.
+pub fn judge(wasm: &[u8]) -> Result<Facts, Refusal> {
+    let facts = Facts::read(wasm)?.accept()?;
+    validity::validate(wasm, facts.world)?;
+    Ok(facts)
+}
+
 fn compile(wasm: &[u8]) -> Result<(Facts, Vec<u8>), String> {
-    let facts = Facts::read(wasm).and_then(Facts::accept).map_err(|refusal| refusal.to_string())?;
-    let native = native_code(wasm, facts.world)?;
+    let facts = judge(wasm).map_err(|refusal| refusal.to_string())?;
+    let native = native_code(wasm, &facts)?;
     Ok((facts, native))
 }
 
-fn native_code(wasm: &[u8], world: World) -> Result<Vec<u8>, String> {
+fn native_code(wasm: &[u8], facts: &Facts) -> Result<Vec<u8>, String> {
+    let world = facts.world;
     let words = |error: wasmtime::Error| format!("{error:#}");
     let engine = Engine::new(&settings::compiling(world)).map_err(words)?;
     let component = Component::new(&engine, wasm).map_err(words)?;
@@ -86,6 +99,73 @@ fn native_code(wasm: &[u8], world: World) -> Result<Vec<u8>, String> {
         return Err(misfit);
     }
     // What links here links in the worker: every import is checked down to the types of its functions.
-    link::linker(&engine, world).and_then(|linker| linker.instantiate_pre(&component)).map_err(words)?;
+    let linker = link::linker(&engine, world).map_err(words)?;
+    linker.instantiate_pre(&component).map_err(words)?;
+    if let Some(export) = facts.exports.iter().find(|export| world_of(export) == Some(world))
+        && !link::handles_http(&linker, &component, export, world).map_err(words)?
+    {
+        return Err(Refusal::Handler(export.clone()).to_string());
+    }
     component.serialize().map_err(words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HANDLER: &str = "wasi:http/incoming-handler@0.2.0";
+
+    /// A component that exports `handle` without a parameter, and has `more` in it.
+    fn component(more: &str) -> Vec<u8> {
+        let text = format!(
+            r#"(component
+                {more}
+                (core module $m (func (export "handle")))
+                (core instance $i (instantiate $m))
+                (func $handle (canon lift (core func $i "handle")))
+                (instance $handler (export "handle" (func $handle)))
+                (export "{HANDLER}" (instance $handler)))"#
+        );
+        wat::parse_str(text).unwrap()
+    }
+
+    #[test]
+    fn what_is_not_offered_is_named_by_its_proposal_and_compiles_nowhere() {
+        let table = [
+            ("garbage collection", "(core module (type (struct)))"),
+            ("exceptions", "(core module (tag))"),
+            ("exceptions in their older form", "(core module (func try catch_all end))"),
+            ("references to the host's objects (externref)", "(core module (func (param externref)))"),
+            ("threads (shared memory)", "(core module (memory 1 1 shared))"),
+            ("wide arithmetic", "(core module (func (param i64) local.get 0 local.get 0 i64.mul_wide_u drop drop))"),
+            ("custom page sizes", "(core module (memory 1 (pagesize 1)))"),
+        ];
+        for (proposal, more) in table {
+            let wasm = component(more);
+            let Err(Refusal::Proposal(named)) = judge(&wasm) else { panic!("{proposal}: {:?}", judge(&wasm)) };
+            assert!(proposal.starts_with(named) || named == proposal, "{proposal}: {named}");
+            let facts = Facts::read(&wasm).unwrap();
+            assert!(native_code(&wasm, &facts).is_err(), "{proposal} is offered after all");
+        }
+    }
+
+    #[test]
+    fn what_is_offered_is_valid_and_compiles() {
+        for more in [
+            "(core module (memory i64 1))",
+            "(core module (func $f return_call $f))",
+            "(core module (memory 1) (memory 1))",
+        ] {
+            let wasm = component(more);
+            let facts = judge(&wasm).unwrap();
+            let refused = native_code(&wasm, &facts).unwrap_err();
+            assert!(refused.contains("`handle` of another type"), "{more}: {refused}");
+        }
+    }
+
+    #[test]
+    fn a_handler_of_another_type_is_refused() {
+        let refused = compile(&component("")).unwrap_err();
+        assert!(refused.contains(HANDLER) && refused.contains("another type"), "{refused}");
+    }
 }

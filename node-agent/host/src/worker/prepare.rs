@@ -24,6 +24,7 @@ use tokio::sync::oneshot;
 use crate::{
     compiler::facts::Facts,
     endpoint::{App, Part, Version},
+    engine::cache::Cache,
     registry::{self, message::Pulled},
     store::{Artifact, Held, Library, NativeCode, StoreError, Stored},
     supervisor::message::{Event, FromWorker, Reason, Wish},
@@ -226,6 +227,21 @@ impl Preparer {
         let facts = answer.map_err(|error| Failure::new(Reason::Component, error))?;
         let preparer = Arc::clone(&self);
         blocking(move || preparer.library.finish(&artifact, job, facts)).await
+    }
+
+    /// Loads what was just compiled: what a pool cannot hold is found out before anybody calls it.
+    pub(super) async fn load_first(&self, artifact: &Artifact, cache: &Cache) -> Result<(), Failure> {
+        let Some(native) = self.library.native(artifact, true) else { return Ok(()) };
+        match cache.load(artifact.digest, &Arc::new(native)).await {
+            Err(error) if error.is_refused() => {
+                self.library.forget(artifact);
+                // The engine's words have several lines.
+                let words = error.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+                Err(Failure::new(Reason::Component, words))
+            }
+            // What the node lacks now it may have when somebody calls.
+            _ => Ok(()),
+        }
     }
 
     /// Removes from the store what was not used for longest, until its quota is kept; nothing of `bound`. False if it has to be tried

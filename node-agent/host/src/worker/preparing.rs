@@ -41,8 +41,12 @@ impl Worker {
         }
         while let Some((artifact, first)) = self.to_compile.begin(|_, _| true) {
             let (preparer, component) = (Arc::clone(&self.preparer), first.id.clone());
+            let shared = Arc::clone(&self.shared);
             self.compiling.spawn(async move {
-                let compiled = preparer.compile(artifact.clone(), component).await;
+                let mut compiled = Arc::clone(&preparer).compile(artifact.clone(), component).await;
+                if compiled.is_ok() {
+                    compiled = preparer.load_first(&artifact, &shared.cache).await;
+                }
                 (artifact, compiled)
             });
         }
