@@ -74,21 +74,25 @@ fn oldest_processes(proc: &Path, pods: &BTreeSet<&PodUid>) -> BTreeMap<PodUid, P
 }
 
 /// Which of `pods` a process belongs to, and in which container, by its `/proc/PID/cgroup`. The kubelet names the group of a pod
-/// by its UID, with `_` for `-` where systemd makes it; within, the runtime names the container's by its id.
+/// by its UID, with `_` for `-` where systemd makes it; within, the runtime names the container's by its id. What a container names its own groups
+/// says nothing: the first group of a pod below the kubelet's counts, whether it is one of `pods` or not.
 fn owner<'a>(cgroup: &str, pods: &BTreeSet<&'a PodUid>) -> Option<(&'a PodUid, SandboxId)> {
-    let groups = cgroup.lines().flat_map(|line| {
-        let parts: Vec<&str> = line.split('/').collect();
-        parts.windows(2).filter_map(|two| <[&str; 2]>::try_from(two).ok()).collect::<Vec<_>>()
-    });
-    let owner = |[pod, container]: [&str; 2]| {
-        let pod = pod.strip_suffix(".slice").unwrap_or(pod);
-        let (_, uid) = pod.rsplit_once("pod")?;
-        let uid = pods.iter().find(|known| known.as_str() == uid || known.as_str().replace('-', "_") == uid)?;
+    cgroup.lines().find_map(|line| {
+        let mut groups = line.split('/').skip_while(|group| !group.contains("kubepods"));
+        let uid = groups.by_ref().find_map(uid_of_group)?;
+        let known = pods.iter().find(|known| known.as_str() == uid || known.as_str().replace('-', "_") == uid)?;
+        let container = groups.next()?;
         let container = container.strip_suffix(".scope").unwrap_or(container);
         let id = container.rsplit_once('-').map_or(container, |(_, id)| id);
-        Some((*uid, id.parse().ok()?))
-    };
-    groups.into_iter().find_map(owner)
+        Some((*known, id.parse().ok()?))
+    })
+}
+
+/// The UID in the name of a pod's group: `pod<UID>`, or with systemd `kubepods-burstable-pod<UID>.slice`.
+fn uid_of_group(group: &str) -> Option<&str> {
+    let (before, uid) = group.strip_suffix(".slice").unwrap_or(group).rsplit_once("pod")?;
+    let is_uid = uid.len() >= 32 && uid.bytes().all(|b| b.is_ascii_hexdigit() || matches!(b, b'-' | b'_'));
+    (is_uid && (before.is_empty() || before.ends_with('-'))).then_some(uid)
 }
 
 /// When a process began, by its `/proc/PID/stat`: the 22nd field. The second one, its name, may hold anything.
@@ -117,6 +121,16 @@ mod tests {
                 Some((&uid, "abc")),
             ),
             ("0::/kubepods/pod0b6f2d9a/c0ffee\n", None),
+            // Groups that containers have made: of a pod without sidecars, and of one with them.
+            (
+                "0::/kubepods/pod11111111-6b7e-4a4f-9f3e-9d2a3c1e5b77/c0ffee/pod0b6f2d9a-6b7e-4a4f-9f3e-9d2a3c1e5b77/dead\n",
+                None,
+            ),
+            (
+                "0::/kubepods/podc1d3b5d0e4f1a2b3c4d5e6f7a8b9c0d1/abc/kubepods/pod0b6f2d9a-6b7e-4a4f-9f3e-9d2a3c1e5b77/dead\n",
+                Some((&hash, "abc")),
+            ),
+            ("0::/system.slice/pod0b6f2d9a-6b7e-4a4f-9f3e-9d2a3c1e5b77/dead\n", None),
             ("0::/system.slice/cron.service\n", None),
             ("", None),
         ];
