@@ -33,7 +33,8 @@ pub enum Woken {
 /// The watch.
 #[derive(Debug)]
 pub struct Watch {
-    changes: OwnedFd,
+    /// `None` where the kernel has no room for it: then the time alone wakes.
+    changes: Option<OwnedFd>,
     signals: UnixStream,
 }
 
@@ -47,7 +48,14 @@ impl Watch {
         let (signals, raised) = UnixStream::pair()?;
         pipe::register(SIGINT, raised.try_clone()?)?;
         pipe::register(SIGTERM, raised)?;
-        Ok(Self { changes: inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?, signals })
+        let changes = match inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK) {
+            Ok(changes) => Some(changes),
+            Err(error) => {
+                tracing::warn!(%error, "inotify cannot be used, so changes are seen at the next look only: is fs.inotify.max_user_instances too low?");
+                None
+            }
+        };
+        Ok(Self { changes, signals })
     }
 
     /// Watches a folder. To be called again before every look at it: a folder that was replaced is another one.
@@ -62,8 +70,15 @@ impl Watch {
             | WatchFlags::DELETE
             | WatchFlags::MOVE
             | WatchFlags::ONLYDIR;
-        let added = inotify::add_watch(&self.changes, folder, events);
-        added.map(|_| ()).map_err(|error| FolderError::new("watch the folder", folder, error))
+        let Some(changes) = &self.changes else { return Ok(()) };
+        match inotify::add_watch(changes, folder, events) {
+            Err(Errno::NOSPC) => {
+                let folder = folder.display();
+                tracing::warn!(%folder, "a folder cannot be watched, so changes are seen at the next look only: is fs.inotify.max_user_watches too low?");
+                Ok(())
+            }
+            added => added.map(drop).map_err(|error| FolderError::new("watch the folder", folder, error)),
+        }
     }
 
     /// Waits.
@@ -72,7 +87,8 @@ impl Watch {
     ///
     /// What the kernel says.
     pub fn wait(&self, time: Duration) -> io::Result<Woken> {
-        let mut both = [PollFd::new(&self.signals, PollFlags::IN), PollFd::new(&self.changes, PollFlags::IN)];
+        let mut both = vec![PollFd::new(&self.signals, PollFlags::IN)];
+        both.extend(self.changes.as_ref().map(|changes| PollFd::new(changes, PollFlags::IN)));
         let time = Timespec { tv_sec: time.as_secs().cast_signed(), tv_nsec: time.subsec_nanos().into() };
         match poll(&mut both, Some(&time)) {
             Ok(0) => return Ok(Woken::Time),
@@ -80,8 +96,7 @@ impl Watch {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
-        let [signals, _] = both;
-        if !signals.revents().is_empty() {
+        if both.first().is_some_and(|signals| !signals.revents().is_empty()) {
             return Ok(Woken::Terminate);
         }
         self.drain()?;
@@ -94,9 +109,10 @@ impl Watch {
     ///
     /// What the kernel says.
     pub fn drain(&self) -> io::Result<()> {
+        let Some(changes) = &self.changes else { return Ok(()) };
         let mut events = [0; 4096];
         loop {
-            match rustix::io::read(&self.changes, &mut events) {
+            match rustix::io::read(changes, &mut events) {
                 Ok(0) | Err(Errno::AGAIN) => return Ok(()),
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
