@@ -211,7 +211,7 @@ fn what_does_not_fit_is_refused_before_descriptors_run_out() -> Result<()> {
     }
     assert_eq!(second.accepts(2000), NEITHER);
     assert!(process::descriptors(node.keeper()?)? <= held, "nothing leaks");
-    assert!(node.cni("DEL", &Sandbox::new("cart-0", "c1", &first, ""))?.success);
+    assert!(node.cni("DEL", &Sandbox::new("cart-0", "c1", &first, &sidecars(10)))?.success);
     assert!(node.cni("ADD", &Sandbox::new("cart-1", "c2", &second, &sidecars(8)))?.success);
     assert_eq!(second.accepts(2007), BOTH);
     Ok(())
