@@ -169,7 +169,7 @@ pub const SOCKETS: &[i64] = &[
 ];
 
 /// A thread's class.
-pub const SCHEDULING: &[i64] = &[SYS_sched_setscheduler, SYS_sched_getscheduler, SYS_setpriority];
+pub const SCHEDULING: &[i64] = &[SYS_sched_setscheduler, SYS_sched_getscheduler, SYS_setpriority, SYS_getpriority];
 
 /// Changes of files.
 pub const WATCHING: &[i64] = &[SYS_inotify_init1, SYS_inotify_add_watch, SYS_inotify_rm_watch];

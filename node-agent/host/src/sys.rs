@@ -70,7 +70,9 @@ pub enum ThreadClass {
 /// What sched_setscheduler(2) or setpriority(2) says.
 pub fn lower_this_thread(class: ThreadClass) -> io::Result<()> {
     if let ThreadClass::Nice(value) = class {
-        return Ok(rustix::process::setpriority_process(None, i32::from(value))?);
+        // Whoever was started with a higher one keeps it: there is no way back.
+        let (now, wanted) = (rustix::process::getpriority_process(None)?, i32::from(value));
+        return if now < wanted { Ok(rustix::process::setpriority_process(None, wanted)?) } else { Ok(()) };
     }
     // The kernel's `sched_param`. Not by the C library: musl's function only says that it is not there.
     let priority: libc::c_int = 0;

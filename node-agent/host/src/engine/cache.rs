@@ -56,8 +56,13 @@ impl CacheError {
 
     /// Whether the engine refuses the very bytes that its compiler wrote.
     pub fn is_refused(&self) -> bool {
-        matches!(self, Self::Load(LoadError::Native(_)))
+        matches!(self, Self::Load(LoadError::Native(error)) if !is_of_the_machine(error))
     }
+}
+
+/// Whether the machine, and not the engine, refused: it has no memory or no mapping left.
+fn is_of_the_machine(error: &wasmtime::Error) -> bool {
+    error.chain().any(|cause| cause.is::<std::io::Error>() || cause.is::<rustix::io::Errno>())
 }
 
 impl Cache {

@@ -114,19 +114,21 @@ fn is_special(address: IpAddr) -> bool {
                 || v6.is_unspecified()
                 || v6.is_multicast()
                 || v6.is_unicast_link_local()
+                // NAT64 as networks use it: where the IPv4 address is within depends on the network.
+                || matches!(v6.segments(), [0x64, 0xff9b, 1, ..])
                 || OF_CLOUDS_V6.iter().any(|cloud| v6.segments().iter().take(4).eq(cloud.segments().iter().take(4)))
                 || embedded(v6).is_some_and(|v4| is_special(IpAddr::V4(v4)))
         }
     }
 }
 
-/// The IPv4 address inside a NAT64 (64:ff9b::/96, and of 64:ff9b:1::/48 where it ends in one), 6to4 (2002::/16), Teredo (2001::/32, inverted),
+/// The IPv4 address inside a NAT64 (64:ff9b::/96), 6to4 (2002::/16), Teredo (2001::/32, inverted),
 /// translated (::ffff:0:a.b.c.d) or IPv4-compatible address.
 fn embedded(v6: Ipv6Addr) -> Option<Ipv4Addr> {
     let [a, b, c, d, e, f, g, h] = v6.segments();
     let v4 = |high: u16, low: u16| Ipv4Addr::from((u32::from(high) << 16) | u32::from(low));
     match (a, b) {
-        (0x64, 0xff9b) if c == 1 || [c, d, e, f] == [0; 4] => Some(v4(g, h)),
+        (0x64, 0xff9b) if [c, d, e, f] == [0; 4] => Some(v4(g, h)),
         (0x2001, 0) => Some(v4(!g, !h)),
         (0, 0) if [c, d, e, f] == [0, 0, 0xffff, 0] => Some(v4(g, h)),
         (0x2002, _) => Some(v4(b, c)),
@@ -199,7 +201,7 @@ mod tests {
 
     #[test]
     fn what_it_resolves_to_is_asked_again() {
-        let table: [(&[&str], &str, bool); 34] = [
+        let table: [(&[&str], &str, bool); 35] = [
             (&["http://example.com"], "93.184.216.34", true),
             (&["http://example.com"], "10.0.0.7", true),
             (&["http://example.com"], "127.0.0.1", false),
@@ -223,6 +225,7 @@ mod tests {
             (&["*://*:*"], "fd00:ec2::123", false),
             (&["*://*:*"], "fd20:ce::254", false),
             (&["*://*:*"], "64:ff9b:1::a9fe:a9fe", false),
+            (&["*://*:*"], "64:ff9b:1:a9fe:a9:fe00:808:808", false),
             (&["*://*:*"], "::ffff:0:169.254.169.254", false),
             (&["*://*:*"], "2001:0:1:2:3:4:5601:5601", false),
             (&["*://*:*"], "64:ff9b::808:808", true),
