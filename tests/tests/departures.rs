@@ -93,7 +93,7 @@ async fn a_storm_of_resets_costs_little_and_others_are_answered() -> Result<()> 
             Ok(slowest)
         };
         let (_, slowest) = tokio::try_join!(storms, others)?;
-        assert!(slowest < Duration::from_secs(2), "{guest}: {slowest:?}");
+        assert!(slowest < Duration::from_secs(8), "{guest}: {slowest:?}");
         let growth = peak.most().saturating_sub(before);
         assert!(growth < 256 * MIB, "{guest}: the worker grew by {} MiB", growth / MIB);
         let answers = async || {

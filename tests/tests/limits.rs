@@ -43,7 +43,7 @@ async fn waiting_for_a_place_counts_towards_the_head_timeout() -> Result<()> {
         let began = Instant::now();
         let answer = get(Protocol::H1, host.port(guest)?, "/hello").await?;
         assert_eq!(answer.header("pillion-error"), "head-timeout", "{guest}");
-        assert!((280..1_000).contains(&began.elapsed().as_millis()), "{guest}: {:?}", began.elapsed());
+        assert!((280..4_000).contains(&began.elapsed().as_millis()), "{guest}: {:?}", began.elapsed());
         drop(held);
     }
     Ok(())

@@ -109,14 +109,14 @@ fn a_pod_that_wants_its_components_ready_waits_for_them() -> Result<()> {
     })?;
     let began = Instant::now();
     says(&netns, V4, 8082, "/hello", "hello\n")?;
-    assert!(began.elapsed() < Duration::from_secs(1), "nothing is compiled any more");
+    assert!(began.elapsed() < Duration::from_secs(4), "nothing is compiled any more");
 
     let other = Netns::with_loopback(node.folder(), "b")?;
     let said = wait("cart-1", "c2", &other, "hello=8081, clock=8082")?;
     let (code, text) = said.error()?;
     assert_eq!(code, 101);
     assert!(text.contains("clock cannot be served: there is no component"), "{text}");
-    assert!(said.took < Duration::from_secs(5), "{said:?}");
+    assert!(said.took < Duration::from_secs(10), "{said:?}");
     node.add(&Component::guest("clock", "hello-wasip2")?)?;
     soon("the kubelet's next try", || {
         let said = wait("cart-1", "c3", &other, "hello=8081, clock=8082")?;
