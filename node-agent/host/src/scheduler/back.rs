@@ -2,7 +2,7 @@
 //!
 //! A thread that has become `SCHED_IDLE` cannot leave that class again without a privilege, and beside a busy program it gets next to
 //! nothing. So no thread is ever lifted: one that stays ordinary takes guests in each window in which the others did not get
-//! [`FLOOR`] done, until that is done. A thread that finds that it starves rests: the guest that it has in hand would starve with it.
+//! `FLOOR` done, until that is done. A thread that finds that it starves rests: the guest that it has in hand would starve with it.
 //!
 //! Guests take turns in one queue, tick by tick. It has no lock: a thread that the kernel does not run must not keep anybody waiting.
 
