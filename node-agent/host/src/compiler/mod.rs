@@ -155,6 +155,8 @@ mod tests {
             "(core module (memory i64 1))",
             "(core module (func $f return_call $f))",
             "(core module (memory 1) (memory 1))",
+            "(core module (type $t (func)) (func (param (ref $t)) local.get 0 call_ref $t))",
+            "(core module (rec (type $t (sub (func))) (type (sub $t (func)))))",
         ] {
             let wasm = component(more);
             let facts = judge(&wasm).unwrap();
