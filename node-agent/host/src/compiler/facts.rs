@@ -55,12 +55,14 @@ pub enum Refusal {
     Imports(Vec<String>),
 }
 
-const TERMINALS: &str = "terminal-input terminal-output terminal-stdin terminal-stdout terminal-stderr";
 const RANDOM: &str = "random insecure insecure-seed";
 
 /// Any patch release of these, for either world. `guest::link` links them.
 const P2: [(&str, &str); 7] = [
-    ("wasi:cli", "environment exit stdin stdout stderr"),
+    (
+        "wasi:cli",
+        "environment exit stdin stdout stderr terminal-input terminal-output terminal-stdin terminal-stdout terminal-stderr",
+    ),
     ("wasi:clocks", "wall-clock monotonic-clock"),
     ("wasi:filesystem", "types preopens"),
     ("wasi:http", "types outgoing-handler"),
@@ -71,7 +73,10 @@ const P2: [(&str, &str); 7] = [
 
 /// Any patch release of these, for p3 alone.
 const P3: [(&str, &str); 6] = [
-    ("wasi:cli", "types environment exit stdin stdout stderr"),
+    (
+        "wasi:cli",
+        "types environment exit stdin stdout stderr terminal-input terminal-output terminal-stdin terminal-stdout terminal-stderr",
+    ),
     ("wasi:clocks", "types system-clock monotonic-clock"),
     ("wasi:filesystem", "types preopens"),
     ("wasi:http", "types client"),
@@ -91,9 +96,7 @@ pub fn offered() -> Vec<String> {
             packages.iter().map(move |(package, interfaces)| (*package, *interfaces, version))
         })
         .flat_map(|(package, interfaces, version)| {
-            let terminals = if package == "wasi:cli" { TERMINALS } else { "" };
-            let all = interfaces.split(' ').chain(terminals.split(' ').filter(|name| !name.is_empty()));
-            all.map(move |interface| format!("{package}/{interface}@{version}"))
+            interfaces.split(' ').map(move |interface| format!("{package}/{interface}@{version}"))
         })
         .chain(CONFIG.into_iter().chain([config::SPIN_P3]).map(str::to_owned))
         .collect();
@@ -108,10 +111,7 @@ pub fn is_offered(import: &str, world: World) -> bool {
         return false;
     };
     let holds = |packages: &[(&str, &str)]| {
-        let terminals = if package == "wasi:cli" { TERMINALS } else { "" };
-        packages
-            .iter()
-            .any(|(p, list)| *p == package && list.split(' ').chain(terminals.split(' ')).any(|i| i == interface))
+        packages.iter().any(|(p, list)| *p == package && list.split(' ').any(|i| i == interface))
     };
     let release = |minor: &str| version.starts_with(minor) && !version.contains('-');
     CONFIG.contains(&import)
