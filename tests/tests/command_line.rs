@@ -13,6 +13,7 @@ use pillion_tests::{
     client::{empty, request},
     get, place,
     program::{Ended, pillion},
+    upstream::Upstream,
     wait_until,
 };
 use rustix::process::Signal;
@@ -174,6 +175,62 @@ async fn the_short_form_serves_a_file_at_a_port() -> Result<()> {
         "{ready}"
     );
     assert_eq!(get(Protocol::H1, port, "/").await?.text(), "hello\n");
+    Ok(())
+}
+
+#[tokio::test]
+async fn any_file_is_served_by_a_name_that_is_said() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    fs::create_dir(folder.path().join("second"))?;
+    let file = |path: &str| folder.path().join(path).display().to_string();
+    let components = ["first", "second", "third", "fourth"].into_iter();
+    let components = components.zip(["_.wasm", "café.wasm", "x=y.wasm", "second/_.wasm"]);
+    let components = components.map(|(name, path)| Ok((name, file(path), place::free_port()?)));
+    let components = components.collect::<Result<Vec<_>>>()?;
+    for (_, path, port) in &components {
+        fs::copy(hello()?, path)?;
+        let plain = format!("{path}={port}");
+        fails(&["run", &plain], 2, &["no name", &format!("\"NAME={plain}\"")]).await?;
+    }
+    let host = Host::of([]).args(components.iter().map(|(name, path, port)| format!("{name}={path}={port}")));
+    let host = host.start().await?;
+    for (name, _, port) in &components {
+        assert_eq!(get(Protocol::H1, *port, "/").await?.text(), "hello\n", "{name}");
+    }
+    let mut ready: Vec<_> = host.events_of("ready").iter().map(|event| event["component"].to_string()).collect();
+    ready.sort();
+    assert_eq!(ready, ["\"first\"", "\"fourth\"", "\"second\"", "\"third\""]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn two_files_of_one_name_say_how_to_name_the_second() -> Result<()> {
+    let second = "/elsewhere/hello-wasip2.wasm=12346";
+    let first = format!("{}=12345", hello()?);
+    fails(&["run", &first, second], 2, &["\"hello-wasip2\" is already in", &format!("\"NAME={second}\"")]).await?;
+    let image = "registry.example/acme/hello-wasip2:1=12346";
+    fails(&["run", &first, "--image", image], 2, &[&format!("\"NAME={image}\"")]).await?;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_file_calls_out_where_the_command_line_allows_it() -> Result<()> {
+    let upstream = Upstream::answering("HTTP/1.1 200 OK\r\ncontent-length: 3\r\nconnection: close\r\n\r\nup\n").await?;
+    let url = format!("http://127.0.0.1:{}", upstream.port());
+    for (allowed, status) in
+        [(vec![], 502), (vec!["--allow-outbound", "https://example.com", "--allow-outbound", &url], 200)]
+    {
+        let port = place::free_port()?;
+        let file = format!("{}={port}", place::guest("faults-p2")?.display());
+        let host = Host::of([]).args([file.as_str()].into_iter().chain(allowed)).start().await?;
+        let answer = get(Protocol::H1, port, &format!("/out?url={url}/")).await?;
+        assert_eq!(answer.status, status, "{}", answer.text());
+        drop(host);
+    }
+    fails(&["run", "x.wasm=12345", "--allow-outbound", "example.com"], 2, &["\"example.com\"", "SCHEME://HOST"])
+        .await?;
+    let (_folder, path) = folder(&[("x.yaml", Component::file("x", hello()?).yaml())])?;
+    fails(&["run", "-f", &path, "--allow-outbound", &url], 2, &["spec.allowedOutboundHosts"]).await?;
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! Components from YAML files and folders, and from the short forms `FILE.wasm=PORT` and `REGISTRY/REPOSITORY:TAG=PORT`.
+//! Components from YAML files and folders.
 
 use std::{
     fs,
@@ -6,10 +6,8 @@ use std::{
 };
 
 use pillion_protocol::{
-    annotation::{AnnotationError, Port},
-    component::{Component, ComponentSpec, Image},
-    name::{Name, NameError},
-    reference::{Reference, ReferenceError},
+    component::{Component, Image},
+    name::Name,
 };
 
 use super::{CatalogError, Components, Entry};
@@ -50,41 +48,6 @@ pub fn insert(components: &mut Components, name: Name, entry: Entry) -> Result<(
             Ok(())
         }
     }
-}
-
-/// Reads the short form `FILE.wasm=PORT`: a component with every setting at its default, named like its file.
-///
-/// # Errors
-///
-/// A text that is not of that form.
-pub fn short(text: &str) -> Result<(Name, Entry, Port), CatalogError> {
-    let wrong = |problem: String| CatalogError::Short { text: text.to_owned(), problem };
-    let (file, port) = text.rsplit_once('=').ok_or_else(|| wrong("there is no \"=\" in it".into()))?;
-    let port = port.parse().map_err(|error: AnnotationError| wrong(error.to_string()))?;
-    let path = Path::new(file);
-    let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-    // Cargo writes a library's "-" as "_".
-    let name = stem.to_ascii_lowercase().replace(['_', '.', ' '], "-");
-    let name: Name = name.parse().map_err(|error: NameError| wrong(error.to_string()))?;
-    let source = absolute(Path::new("."), path)?;
-    let image = Image::Path(source.to_string_lossy().into_owned());
-    Ok((name, Entry { spec: ComponentSpec::new(image), source }, port))
-}
-
-/// Reads the short form `REGISTRY/REPOSITORY:TAG=PORT`: a component with every setting at its default, named like its repository.
-///
-/// # Errors
-///
-/// A text that is not of that form.
-pub fn short_image(text: &str) -> Result<(Name, Entry, Port), CatalogError> {
-    let wrong = |problem: String| CatalogError::ShortImage { text: text.to_owned(), problem };
-    let (reference, port) = text.rsplit_once('=').ok_or_else(|| wrong("there is no \"=\" in it".into()))?;
-    let port = port.parse().map_err(|error: AnnotationError| wrong(error.to_string()))?;
-    let reference: Reference = reference.parse().map_err(|error: ReferenceError| wrong(error.to_string()))?;
-    let last = reference.repository().rsplit('/').next().unwrap_or_default();
-    let name = last.replace(['_', '.'], "-").parse().map_err(|error: NameError| wrong(error.to_string()))?;
-    let source = PathBuf::from(reference.to_string());
-    Ok((name, Entry { spec: ComponentSpec::new(Image::Reference(reference)), source }, port))
 }
 
 fn io(path: &Path) -> impl FnOnce(std::io::Error) -> CatalogError {
@@ -137,7 +100,7 @@ fn read_file(path: &Path) -> Result<Vec<(Name, Entry)>, CatalogError> {
     components.into_iter().map(entry).collect()
 }
 
-fn absolute(folder: &Path, path: &Path) -> Result<PathBuf, CatalogError> {
+pub(super) fn absolute(folder: &Path, path: &Path) -> Result<PathBuf, CatalogError> {
     std::path::absolute(folder.join(path)).map_err(io(path))
 }
 
@@ -188,25 +151,5 @@ mod tests {
         let error = read(&[dir.path().to_owned()]).unwrap_err().to_string();
         assert!(error.contains("y.yaml") && error.contains("x.yaml") && error.contains("\"a\""), "{error}");
         assert!(read(&[folder(&[]).path().to_owned()]).unwrap_err().to_string().contains("no .yaml or .yml"));
-    }
-
-    #[test]
-    fn the_short_form_is_a_file_and_a_port() {
-        let (name, entry, port) = short("./target/My_Clock.wasm=8080").unwrap();
-        assert_eq!((name.as_str(), port.get()), ("my-clock", 8080));
-        assert!(entry.source.is_absolute());
-        for (text, expected) in
-            [("x.wasm", "no \"=\""), ("x.wasm=80", "\"80\" is no port"), ("=8080", "\"\" is no name")]
-        {
-            let error = short(text).unwrap_err().to_string();
-            assert!(error.contains(expected) && error.contains("expected FILE.wasm=PORT"), "{error}");
-        }
-    }
-
-    #[test]
-    fn an_artifact_has_a_short_form_too() {
-        let (name, entry, port) = short_image("localhost:5000/acme/my_clock:1.0=8080").unwrap();
-        assert_eq!((name.as_str(), port.get()), ("my-clock", 8080));
-        assert_eq!(entry.spec.image.to_string(), "localhost:5000/acme/my_clock:1.0");
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod folder;
 pub mod kept;
+pub mod short;
 pub mod told;
 pub mod watch;
 
@@ -53,17 +54,33 @@ pub enum CatalogError {
         /// The file that has it too.
         second: PathBuf,
     },
-    /// A short form that is not `FILE.wasm=PORT`.
-    #[error("{text:?} is no component: expected FILE.wasm=PORT, for example \"./hello.wasm=8080\"; {problem}")]
+    /// A short form with a name that is taken.
+    #[error("the component {name:?} is already in {first}: give this one another name: \"NAME={text}\"")]
+    ShortTwice {
+        /// The name.
+        name: Name,
+        /// The file, or the artifact, that has it.
+        first: PathBuf,
+        /// The second short form.
+        text: String,
+    },
+    /// Hosts for short forms, and none of these.
+    #[error(
+        "--allow-outbound is for components that are given as FILE.wasm=PORT or by --image, and there are none: those of YAML have \
+         spec.allowedOutboundHosts"
+    )]
+    HostsForNothing,
+    /// A short form that is not `[NAME=]FILE.wasm=PORT`.
+    #[error("{text:?} is no component: expected [NAME=]FILE.wasm=PORT, for example \"./hello.wasm=8080\"; {problem}")]
     Short {
         /// The argument.
         text: String,
         /// What is wrong with it.
         problem: String,
     },
-    /// A short form that is not `REGISTRY/REPOSITORY:TAG=PORT`.
+    /// A short form that is not `[NAME=]REGISTRY/REPOSITORY:TAG=PORT`.
     #[error(
-        "{text:?} is no artifact with a port: expected REGISTRY/REPOSITORY:TAG=PORT, for example \"registry.example/acme/clock:1.0=8080\"; {problem}"
+        "{text:?} is no artifact with a port: expected [NAME=]REGISTRY/REPOSITORY:TAG=PORT, for example \"registry.example/acme/clock:1.0=8080\"; {problem}"
     )]
     ShortImage {
         /// The argument.
@@ -108,6 +125,8 @@ impl CatalogError {
         match self {
             Self::Short { .. }
             | Self::ShortImage { .. }
+            | Self::ShortTwice { .. }
+            | Self::HostsForNothing
             | Self::Unknown { .. }
             | Self::PortTwice { .. }
             | Self::Nothing

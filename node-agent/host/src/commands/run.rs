@@ -15,6 +15,7 @@ use pillion_confine::Process;
 use pillion_protocol::{
     annotation::{Port, Sidecars},
     component::Image,
+    hosts::{Allowance, AllowedHostError},
     name::Name,
     quantity::{ByteSize, Span},
 };
@@ -27,7 +28,8 @@ use signal_hook::{
 use super::{KeepArgs, Output, RegistryArgs, StoreArgs, listeners::Listeners, output::Told};
 use crate::{
     catalog::{
-        CatalogError, Components, Entry, folder,
+        CatalogError, Components, folder,
+        short::Short,
         told::Verdict,
         watch::{self, Watched},
     },
@@ -43,18 +45,22 @@ use crate::{
 #[derive(clap::Args)]
 #[command(after_help = "Examples:
   pillion run ./hello.wasm=8080
+  pillion run clock=./target/release/_clock.wasm=8080 --allow-outbound https://time.example
   pillion run -f components/ --sidecars \"jwt-authz=8081, flags=8082\"
   pillion run -f components/ --watch
   pillion run --image registry.example/acme/clock:1.0.1=8080
 
 Ctrl-C ends requests in flight first; twice ends at once.")]
 pub(super) struct Run {
-    /// Component files, each with its port, as FILE.wasm=PORT
-    #[arg(value_name = "FILE.wasm=PORT")]
+    /// Component files, each with its port; a component is named like its file, unless a NAME is said
+    #[arg(value_name = "[NAME=]FILE.wasm=PORT")]
     components: Vec<String>,
-    /// An artifact in a registry, with its port: a component with every setting at its default, named like its repository
-    #[arg(long = "image", value_name = "REGISTRY/REPOSITORY:TAG=PORT")]
+    /// An artifact in a registry, with its port: a component with every setting at its default, named like its repository, unless a NAME is said
+    #[arg(long = "image", value_name = "[NAME=]REGISTRY/REPOSITORY:TAG=PORT")]
     images: Vec<String>,
+    /// Where components that are given with their ports may call out to, as in spec.allowedOutboundHosts; may be repeated [default: nowhere]
+    #[arg(long, value_name = "SCHEME://HOST[:PORT]", value_parser = allowance)]
+    allow_outbound: Vec<Allowance>,
     /// Component resources (apiVersion pillion.dev/v1alpha1): a YAML file, or a folder of them
     #[arg(short, long = "file", value_name = "FILE_OR_FOLDER", num_args = 1..)]
     files: Vec<PathBuf>,
@@ -103,34 +109,52 @@ struct Sources {
     files: Vec<PathBuf>,
     shorts: Vec<String>,
     images: Vec<String>,
+    /// Where those of short forms may call out to.
+    allow_outbound: Vec<Allowance>,
 }
 
-/// What [`Sources`] hold: resources, and short forms with their ports.
-type Read = (Components, Vec<(Name, Entry, Port)>);
+/// What [`Sources`] hold: resources, and short forms.
+type Read = (Components, Vec<Short>);
 
 impl Sources {
     fn read(&self) -> Result<Read, CatalogError> {
-        let shorts = self.shorts.iter().map(|text| folder::short(text));
-        let shorts = shorts.chain(self.images.iter().map(|text| folder::short_image(text)));
-        Ok((folder::read(&self.files)?, shorts.collect::<Result<_, _>>()?))
+        let shorts = self.shorts.iter().map(|text| Short::file(text));
+        let mut shorts: Vec<_> =
+            shorts.chain(self.images.iter().map(|text| Short::image(text))).collect::<Result<_, _>>()?;
+        if shorts.is_empty() && !self.allow_outbound.is_empty() {
+            return Err(CatalogError::HostsForNothing);
+        }
+        for short in &mut shorts {
+            short.entry.spec.allowed_outbound_hosts.clone_from(&self.allow_outbound);
+        }
+        Ok((folder::read(&self.files)?, shorts))
     }
 
     fn components(&self) -> Result<Components, CatalogError> {
         let (mut components, shorts) = self.read()?;
-        for (name, entry, _) in shorts {
-            folder::insert(&mut components, name, entry)?;
+        for short in shorts {
+            short.insert_into(&mut components)?;
         }
         Ok(components)
     }
 }
 
+fn allowance(text: &str) -> Result<Allowance, AllowedHostError> {
+    text.to_owned().try_into()
+}
+
 impl Run {
     /// `-f` takes all that comes behind it: what can only be a short form is one.
     fn sources(&self) -> Sources {
-        let is_short = |file: &PathBuf| !file.exists() && file.to_str().is_some_and(|text| folder::short(text).is_ok());
+        let is_short = |file: &PathBuf| !file.exists() && file.to_str().is_some_and(|text| Short::file(text).is_ok());
         let (shorts, files): (Vec<_>, Vec<_>) = self.files.iter().cloned().partition(is_short);
         let shorts = shorts.iter().map(|text| text.to_string_lossy().into_owned());
-        Sources { files, shorts: self.components.iter().cloned().chain(shorts).collect(), images: self.images.clone() }
+        Sources {
+            files,
+            shorts: self.components.iter().cloned().chain(shorts).collect(),
+            images: self.images.clone(),
+            allow_outbound: self.allow_outbound.clone(),
+        }
     }
 
     /// Reads files and arguments.
@@ -149,11 +173,12 @@ impl Run {
             }
             None => ports.extend(components.keys().map(|name| (name.clone(), None))),
         }
-        for (name, entry, port) in shorts {
+        for short in shorts {
+            let (name, port) = (short.name.clone(), short.port);
             if let Some((first, _)) = ports.iter().find(|(_, taken)| *taken == Some(port)) {
                 return Err(CatalogError::PortTwice { port, first: first.clone(), second: name });
             }
-            folder::insert(&mut components, name.clone(), entry)?;
+            short.insert_into(&mut components)?;
             ports.push((name, Some(port)));
         }
         // Ports that were asked for first: none of them is given to somebody else.
@@ -332,9 +357,9 @@ mod tests {
 
     #[test]
     fn what_cannot_be_asked_is_named() {
-        let table: [(&[&str], &str); 13] = [
+        let table: [(&[&str], &str); 15] = [
             (&[], "no component is named"),
-            (&["x.wasm"], "\"x.wasm\" is no component: expected FILE.wasm=PORT"),
+            (&["x.wasm"], "\"x.wasm\" is no component: expected [NAME=]FILE.wasm=PORT"),
             (&["x.wasm=0"], "\"0\" is no port for a sidecar: allowed are 1024 to 65535"),
             (&["x.wasm=80"], "\"80\" is no port"),
             (&["x.wasm=70000"], "\"70000\" is no port"),
@@ -346,6 +371,8 @@ mod tests {
             (&["--image", "r.example/a:1=80"], "\"80\" is no port"),
             (&["--image", "r.example/x:1=8080", "x.wasm=8081"], "the component \"x\" is already in"),
             (&["--sidecars", "clock=80"], "\"80\" is no port for a sidecar"),
+            (&["--allow-outbound", "https://a.example"], "and there are none"),
+            (&["x.wasm=8080", "--allow-outbound", "a.example"], "\"a.example\" is no allowed host"),
         ];
         for (args, expected) in table {
             let error = asked(args).err().unwrap();
