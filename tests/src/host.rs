@@ -33,6 +33,7 @@ pub struct Builder {
     variables: Vec<(String, String)>,
     store: Option<PathBuf>,
     drain_timeout: &'static str,
+    addresses: Option<u64>,
 }
 
 /// `pillion run`, as a child process. It ends when this is dropped.
@@ -80,6 +81,13 @@ impl Builder {
         self
     }
 
+    /// With so many GiB of addresses, as by `ulimit -v`; its children, too.
+    #[must_use]
+    pub fn addresses(mut self, gib: u64) -> Self {
+        self.addresses = Some(gib);
+        self
+    }
+
     /// Starts it and waits until every binding is decided.
     ///
     /// # Errors
@@ -115,7 +123,14 @@ impl Builder {
             self.ports.entry(component.name().into()).or_insert(port);
         }
         let store = self.store.map_or_else(place::shared_store, Ok)?;
-        let mut command = Command::new(program::binary()?);
+        let mut command = match self.addresses {
+            None => Command::new(program::binary()?),
+            Some(gib) => {
+                let mut shell = Command::new("sh");
+                shell.args(["-c", "ulimit -v \"$0\" && exec \"$@\"", &(gib << 20).to_string()]).arg(program::binary()?);
+                shell
+            }
+        };
         for variable in program::VARIABLES {
             command.env_remove(variable);
         }
@@ -147,6 +162,7 @@ impl Host {
             variables: Vec::new(),
             store: None,
             drain_timeout: "1s",
+            addresses: None,
         }
     }
 

@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     catalog::{CatalogError, Components, Entry, folder, kept::Kept, watch},
+    engine::settings::Capacity,
     follower,
     store::Store,
     supervisor::{
@@ -130,6 +131,7 @@ impl Host {
             "this program runs strangers' code, and not as root: start it as a user of its own (runAsUser in a pod, User= in a unit), and tell the keeper which one by --host-uid"
         );
         listen::raise_descriptor_limit();
+        Capacity::check()?;
         Process::Supervisor.confine()?;
         Store::open(&self.store)?.sweep();
         let open = |settings| Control::open(settings, Kept::new(&self.store, &self.secrets));

@@ -33,6 +33,7 @@ use crate::{
         told::Verdict,
         watch::{self, Watched},
     },
+    engine::settings::Capacity,
     store::Store,
     supervisor::{
         Bound, Desired, Input, Supervisor,
@@ -196,6 +197,7 @@ impl Run {
         let asked_for = ports.len();
         let mut output = Written::new(self.output, asked_for);
         listen::raise_descriptor_limit();
+        Capacity::check()?;
         Process::Supervisor.confine()?;
         let listeners = Listeners::new(&self.address);
         let mut bindings = BTreeMap::new();

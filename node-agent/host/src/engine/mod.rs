@@ -1,8 +1,9 @@
 //! Wasmtime's engines: one for each world that is served.
 //!
 //! p2 components run on an engine without support for concurrency in the component model, which makes an instance a third
-//! cheaper; p3 components need it. Each engine has a pool of its own and is made when its first component is loaded.
+//! cheaper; p3 components need it. Each engine has a pool of its own and is made when its first component is prepared.
 
+pub mod addresses;
 pub mod cache;
 pub mod settings;
 
@@ -62,7 +63,7 @@ struct Hosted {
 }
 
 impl Engines {
-    /// Engines whose pools hold what `capacity` says. Nothing is reserved before the first component is loaded.
+    /// Engines whose pools hold what `capacity` says. Nothing is reserved before the first component is prepared.
     pub fn new(capacity: Capacity) -> Self {
         Self { capacity, p2: OnceLock::new(), p3: OnceLock::new(), making: std::sync::Mutex::new(()) }
     }
@@ -77,6 +78,15 @@ impl Engines {
         let component = sys::load_native_code(&hosted.engine, native.file()).map_err(LoadError::Native)?;
         let pre = hosted.link(world, &component).map_err(LoadError::Native)?;
         Ok(Loaded { pre, bytes })
+    }
+
+    /// Makes the engine of `world`, if it is not made yet.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be made on this machine.
+    pub fn make(&self, world: World) -> Result<(), LoadError> {
+        self.hosted(world).map(|_| ()).map_err(|e| LoadError::Engine(world, e))
     }
 
     /// Tells every engine that a tick has passed, so that running guests look up.

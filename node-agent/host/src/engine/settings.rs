@@ -6,6 +6,7 @@ use std::{
     hash::{Hash, Hasher},
 };
 
+use super::addresses::{Addresses, TooFewAddresses};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, ResourcesRequired};
@@ -16,6 +17,12 @@ const WASMTIME_VERSION: &str = "48.0.8";
 
 /// Address space for each linear memory: no component's memory can be larger.
 const MEMORY_RESERVATION: usize = 4 << 30;
+
+/// Addresses behind each linear memory that nothing is ever at.
+const MEMORY_GUARD: u64 = 32 << 20;
+
+/// A guest's stack, which is the host's too while the guest calls it.
+const STACK: usize = 2 << 20;
 
 /// How many bytes of a freed linear memory stay resident. With `PAGEMAP_SCAN` a small instance gets back pages that are there.
 const MEMORY_KEPT: usize = 256 << 10;
@@ -78,10 +85,37 @@ impl Capacity {
         }
     }
 
-    /// What this process can hold. Where the kernel does not tell, its own defaults are assumed.
-    pub fn of_this_process() -> Self {
+    /// What the kernel's numbers leave to this process. Where the kernel does not tell, its own defaults are assumed.
+    pub fn by_numbers() -> Self {
         let maps = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok().and_then(|n| n.trim().parse().ok());
         Self::new(maps.unwrap_or(65_530), pillion_sockets::listen::descriptor_limit())
+    }
+
+    /// What this process can hold, by its address space too.
+    ///
+    /// # Errors
+    ///
+    /// An address space that is too small for guests.
+    pub fn of_this_process() -> Result<Self, TooFewAddresses> {
+        let all = Self::by_numbers();
+        Ok(Self { instances: Addresses::of_this_process().slots(all.instances)?, ..all })
+    }
+
+    /// Looks whether this process, and the workers that it starts, can hold guests, and warns once where it can hold few.
+    ///
+    /// # Errors
+    ///
+    /// An address space that is too small for guests.
+    pub fn check() -> Result<(), TooFewAddresses> {
+        let (instances, usual) = (Self::of_this_process()?.instances, Self::by_numbers().instances);
+        if instances < usual {
+            tracing::warn!(
+                instances,
+                usual,
+                "few requests are served at once, since there is little address space: by the kernel, or by \"ulimit -v\""
+            );
+        }
+        Ok(())
     }
 }
 
@@ -94,6 +128,7 @@ fn shared(world: World) -> Config {
         .concurrency_support(concurrent)
         .wasm_component_model_async(concurrent)
         .memory_reservation(MEMORY_RESERVATION as u64)
+        .memory_guard_size(MEMORY_GUARD)
         // Native code is a seventh smaller without these; a trap's backtrace still names functions, without offsets. Loading
         // would also register each component's unwind tables in a list that the C library searches one by one.
         .native_unwind_info(false)
@@ -109,9 +144,35 @@ pub fn compiling(world: World) -> Config {
 }
 
 /// What one component may need of the pool. Without these, one of empty memories takes all of it.
+const CORE_INSTANCES: u32 = 64;
 const MEMORIES: u32 = 4;
 const TABLES: u32 = 32;
 const TABLE_ELEMENTS: u64 = 100_000;
+
+/// What a pool of so many slots has of each: more than most components need, and no less than one may.
+struct Totals {
+    core_instances: u32,
+    memories: u32,
+    tables: u32,
+}
+
+impl Totals {
+    fn new(slots: u32) -> Self {
+        Self {
+            core_instances: slots.saturating_mul(4).max(CORE_INSTANCES),
+            memories: slots.saturating_mul(2).max(MEMORIES),
+            tables: slots.saturating_mul(4).max(TABLES),
+        }
+    }
+}
+
+/// Addresses that a pool of so many slots reserves: its memories, and what little comes with them.
+pub fn pool_bytes(slots: u32) -> u64 {
+    const TABLE: u64 = TABLE_ELEMENTS * size_of::<usize>() as u64 + (64 << 10);
+    let Totals { memories, tables, .. } = Totals::new(slots);
+    let memories = u64::from(memories) * (MEMORY_RESERVATION as u64 + MEMORY_GUARD) + MEMORY_GUARD;
+    memories + u64::from(tables) * TABLE + u64::from(slots) * (STACK as u64 + (64 << 10))
+}
 
 /// Why a component that needs this does not fit into the pool, if it does not.
 pub fn misfit(needed: &ResourcesRequired) -> Option<String> {
@@ -126,13 +187,14 @@ pub fn misfit(needed: &ResourcesRequired) -> Option<String> {
 
 /// For the worker: a pool from which an instance is taken in microseconds.
 pub fn serving(world: World, capacity: Capacity) -> Config {
+    let totals = Totals::new(capacity.instances);
     let mut pool = PoolingAllocationConfig::default();
     pool.total_component_instances(capacity.instances)
-        .total_core_instances(capacity.instances.saturating_mul(4))
-        .total_memories(capacity.instances.saturating_mul(2))
-        .total_tables(capacity.instances.saturating_mul(4))
+        .total_core_instances(totals.core_instances)
+        .total_memories(totals.memories)
+        .total_tables(totals.tables)
         .total_stacks(capacity.instances)
-        .max_core_instances_per_component(64)
+        .max_core_instances_per_component(CORE_INSTANCES)
         .max_memories_per_component(MEMORIES)
         .max_tables_per_component(TABLES)
         .max_memories_per_module(MEMORIES)
@@ -146,7 +208,7 @@ pub fn serving(world: World, capacity: Capacity) -> Config {
         pool.pagemap_scan(Enabled::Auto).linear_memory_keep_resident(MEMORY_KEPT).table_keep_resident(TABLE_KEPT);
     }
     let mut config = shared(world);
-    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    config.async_stack_size(STACK).allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     config
 }
 

@@ -134,7 +134,7 @@ fn semaphore(permits: u64) -> Arc<Semaphore> {
 
 impl Worker {
     fn new(settings: Settings, link: Link, front: Handle) -> anyhow::Result<Self> {
-        let capacity = Capacity::of_this_process();
+        let capacity = Capacity::of_this_process()?;
         let memory = settings.memory.map_or_else(node_memory, |memory| memory.get());
         let library = Library::open(&settings.store)?;
         let engines = Arc::new(Engines::new(capacity));
@@ -150,7 +150,7 @@ impl Worker {
         );
         let shared = Arc::new(Shared {
             scheduler: Arc::new(scheduler),
-            cache: Cache::new(engines, capacity.loaded),
+            cache: Cache::new(Arc::clone(&engines), capacity.loaded),
             memory: MemoryBudget::new(memory),
             instances: InstanceBudget::new(capacity.instances),
             listeners: semaphore(listeners),
@@ -167,7 +167,7 @@ impl Worker {
             shared,
             draining,
             broken,
-            preparer: Arc::new(Preparer::new(library, link, settings.store_quota)),
+            preparer: Arc::new(Preparer::new(library, engines, link, settings.store_quota)),
             states: States::default(),
             endpoints: HashMap::new(),
             to_look_up: VecDeque::new(),

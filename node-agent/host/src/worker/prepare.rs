@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 use crate::{
     compiler::facts::Facts,
     endpoint::{App, Part, Version},
-    engine::cache::Cache,
+    engine::{Engines, cache::Cache},
     registry::{self, message::Pulled},
     store::{Artifact, Held, Library, NativeCode, StoreError, Stored},
     supervisor::message::{Event, FromWorker, Reason, Wish},
@@ -81,6 +81,7 @@ pub(super) enum LookedUp {
 /// Prepares components.
 pub(super) struct Preparer {
     pub(super) library: Library,
+    engines: Arc<Engines>,
     link: Link,
     next: AtomicU64,
     /// What took workers down.
@@ -118,9 +119,10 @@ pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Preparer {
-    pub(super) fn new(library: Library, link: Link, quota: ByteSize) -> Self {
+    pub(super) fn new(library: Library, engines: Arc<Engines>, link: Link, quota: ByteSize) -> Self {
         Self {
             library,
+            engines,
             link,
             next: AtomicU64::new(0),
             quarantined: Mutex::default(),
@@ -189,6 +191,12 @@ impl Preparer {
             match self.library.native(artifact, believed) {
                 Some(native) => natives.push(native),
                 None => return Ok(LookedUp::Uncompiled(artifact.clone(), preparation)),
+            }
+        }
+        // What no engine can be made for would be ready, and never answer.
+        for world in natives.iter().map(|native| native.world) {
+            if let Err(error) = self.engines.make(world) {
+                return Ok(LookedUp::Prepared(failed(preparation, Reason::Component, error)));
             }
         }
         let result = outcome(&preparation, stored, natives).map_err(|failure| failure.of(&preparation.spec.image));

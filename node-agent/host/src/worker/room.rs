@@ -38,7 +38,7 @@ impl Room {
 
 /// The most listeners that a worker with this process's limits takes.
 pub fn listeners_max() -> usize {
-    let loaded = u64::from(Capacity::of_this_process().loaded);
+    let loaded = u64::from(Capacity::by_numbers().loaded);
     usize::try_from(Room::new(listen::descriptor_limit(), loaded, u64::MAX).listeners).unwrap_or(usize::MAX)
 }
 
