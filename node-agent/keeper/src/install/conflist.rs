@@ -10,6 +10,8 @@ use pillion_protocol::cni::VERSIONS;
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, Value};
 
+use super::multus;
+
 /// Our plugin: its type in an entry, and the name of its binary.
 pub const TYPE: &str = "pillion-cni";
 
@@ -52,6 +54,8 @@ pub struct Plan {
     pub broken: Vec<(String, String)>,
     /// Where our entry belongs.
     pub goal: Goal,
+    /// A list that Multus makes the goal's file of: it gets the entry, too.
+    pub source: Option<(String, Write)>,
     /// Derived files that have lost their reason, to be removed once the goal is reached.
     pub stale: Vec<String>,
 }
@@ -106,13 +110,15 @@ struct Config<'a> {
     kind: Option<String>,
     #[serde(borrow)]
     plugins: Option<&'a RawValue>,
+    #[serde(borrow)]
+    delegates: Option<&'a RawValue>,
 }
 
-/// An element of `plugins`.
-struct Plugin<'a> {
-    text: &'a str,
+/// An element of `plugins` or `delegates`.
+pub(super) struct Plugin<'a> {
+    pub(super) text: &'a str,
     /// Where it is in the file.
-    at: Range<usize>,
+    pub(super) at: Range<usize>,
     kind: Option<String>,
 }
 
@@ -166,15 +172,27 @@ pub fn plan(files: &[Found], entry: &Entry) -> Plan {
         }
         break;
     }
+    let first = files.iter().find(|found| matches!(&goal, Goal::Entry { file, .. } if *file == found.name));
+    let source = first.and_then(|first| multus::source(first.text.as_ref().ok()?, &sorted, entry));
     let kept = if let Goal::Entry { file, .. } = &goal { file } else { "" };
     let stale =
         sorted.keys().filter(|name| is_derived(name) && **name != kept).map(|name| (*name).to_owned()).collect();
-    Plan { broken, goal, stale }
+    Plan { broken, goal, source, stale }
 }
 
 fn aim(found: &Found, files: &BTreeMap<&str, &Found>, entry: &Entry) -> Result<Goal, Trouble> {
     let text = found.text.as_ref().map_err(Clone::clone)?;
+    let thin = multus::made(&found.name, text);
+    if thin && found.linked {
+        let why = "it is a symbolic link, and Multus would take a list derived from it for its own master network";
+        return Err(Trouble::Refused(why.into()));
+    }
     let list = found.name.strip_suffix(".conflist");
+    if thin && list.is_none() {
+        let write =
+            multus::put(text, entry)?.map(|new| Write { text: new, old: Some(text.clone()), like: found.name.clone() });
+        return Ok(Goal::Entry { file: found.name.clone(), write, cilium: false });
+    }
     let whole = if list.is_some() { text.clone() } else { list_of(text)? };
     let put = put(&whole, entry)?;
     let cilium = plugins(&whole)?.iter().any(|plugin| plugin.kind.as_deref() == Some("cilium-cni"));
@@ -192,7 +210,7 @@ fn aim(found: &Found, files: &BTreeMap<&str, &Found>, entry: &Entry) -> Result<G
 }
 
 /// A single plugin's configuration as a list, as libcni makes it.
-fn list_of(text: &str) -> Result<String, Trouble> {
+pub(super) fn list_of(text: &str) -> Result<String, Trouble> {
     let config = read(text)?;
     if config.kind.is_none_or(|kind| kind.is_empty()) {
         return Err(Trouble::Broken("it has no \"type\"; a list of plugins belongs in a .conflist".into()));
@@ -211,7 +229,7 @@ fn marked(list: &str, source: &str) -> String {
 }
 
 /// The list with our entry at its end, once; nothing if it is so already.
-fn put(text: &str, entry: &Entry) -> Result<Option<String>, Trouble> {
+pub(super) fn put(text: &str, entry: &Entry) -> Result<Option<String>, Trouble> {
     check(text)?;
     let all = plugins(text)?;
     let same = |plugin: &Plugin<'_>| {
@@ -287,25 +305,44 @@ fn check(text: &str) -> Result<(), Trouble> {
     Ok(())
 }
 
-fn plugins(text: &str) -> Result<Vec<Plugin<'_>>, Trouble> {
+/// The name of a network.
+pub(super) fn name(text: &str) -> Option<String> {
+    read(text).ok()?.name
+}
+
+/// The type of a single plugin.
+pub(super) fn kind(text: &str) -> Option<String> {
+    read(text).ok()?.kind
+}
+
+/// The plugins of a list.
+pub(super) fn plugins(text: &str) -> Result<Vec<Plugin<'_>>, Trouble> {
+    let Some(list) = read(text)?.plugins else {
+        return Err(Trouble::Refused("it has no \"plugins\" that an entry could be added to".into()));
+    };
+    elements(text, list).map_err(|error| Trouble::Broken(format!("its \"plugins\" are no list of plugins: {error}")))
+}
+
+/// The networks that a plugin calls others for; none for most.
+pub(super) fn delegates(text: &str) -> Result<Vec<Plugin<'_>>, Trouble> {
+    let odd = |error| Trouble::Refused(format!("its \"delegates\" are no list of networks: {error}"));
+    read(text)?.delegates.map_or_else(|| Ok(Vec::new()), |list| elements(text, list).map_err(odd))
+}
+
+fn elements<'a>(text: &str, list: &'a RawValue) -> Result<Vec<Plugin<'a>>, serde_json::Error> {
     #[derive(Deserialize)]
     struct Typed {
         #[serde(rename = "type")]
         kind: Option<String>,
     }
-    let odd = |error| Trouble::Broken(format!("its \"plugins\" are no list of plugins: {error}"));
-    let Some(list) = read(text)?.plugins else {
-        return Err(Trouble::Refused("it has no \"plugins\" that an entry could be added to".into()));
+    let list: Vec<&RawValue> = serde_json::from_str(list.get())?;
+    let element = |raw: &'a RawValue| {
+        let Typed { kind } = serde_json::from_str(raw.get())?;
+        // Borrowed from the text, so the difference of addresses is where it is.
+        let start = raw.get().as_ptr().addr() - text.as_ptr().addr();
+        Ok(Plugin { text: raw.get(), at: start..start + raw.get().len(), kind })
     };
-    let list: Vec<&RawValue> = serde_json::from_str(list.get()).map_err(odd)?;
-    list.into_iter()
-        .map(|raw| {
-            let Typed { kind } = serde_json::from_str(raw.get()).map_err(odd)?;
-            // Borrowed from the text, so the difference of addresses is where it is.
-            let start = raw.get().as_ptr().addr() - text.as_ptr().addr();
-            Ok(Plugin { text: raw.get(), at: start..start + raw.get().len(), kind })
-        })
-        .collect()
+    list.into_iter().map(element).collect()
 }
 
 #[cfg(test)]

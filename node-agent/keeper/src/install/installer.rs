@@ -45,6 +45,8 @@ struct Installer<'a> {
     plugin: PathBuf,
     entry: Entry,
     fight: Fight,
+    /// The same about the list that Multus makes its file of.
+    source: Fight,
     /// Since when a file is broken, and whether that was said.
     broken: BTreeMap<String, (Instant, bool)>,
     warned_of_cilium: bool,
@@ -62,6 +64,7 @@ impl Install {
             plugin,
             entry: Entry::new(&self.cni_socket),
             fight: Fight::default(),
+            source: Fight::default(),
             broken: BTreeMap::new(),
             warned_of_cilium: false,
             binary_written: false,
@@ -135,6 +138,10 @@ impl Installer<'_> {
         if let Some(settling) = self.unsettled(&plan.broken) {
             return Ok(settling);
         }
+        // First, so that what Multus makes of it meanwhile has the entry. Without it Multus' own file has the entry until Multus starts again.
+        if let Some((file, write)) = plan.source {
+            self::write(folder, &mut self.source, file, Some(write))?;
+        }
         let state = match plan.goal {
             Goal::Nothing => State::Waiting,
             Goal::Refused { file, why } => State::Refused { file, why },
@@ -146,7 +153,7 @@ impl Installer<'_> {
                         "Cilium sets other CNIs' files aside and may undo the entry: set cni.exclusive=false"
                     );
                 }
-                self.write(file, write)?
+                self::write(folder, &mut self.fight, file, write)?
             }
         };
         if !matches!(state, State::Settling { .. } | State::Undone { .. }) {
@@ -177,27 +184,6 @@ impl Installer<'_> {
         None
     }
 
-    fn write(&mut self, file: String, write: Option<Write>) -> anyhow::Result<State> {
-        let Some(Write { text, old, like }) = write else {
-            return Ok(State::InPlace { file });
-        };
-        let now = Instant::now();
-        if !self.fight.may_write(&file, now) {
-            return Ok(State::Undone { file });
-        }
-        let folder = &self.install.folders.conf_dir;
-        let mode = folder::mode(&folder.join(like))?;
-        let prepared = Prepared::write(folder.join(&file), text.as_bytes(), mode)?;
-        // The CNI may have written the file since it was read. What it says now must not be lost.
-        if folder::find(folder, &file).text.ok() != old {
-            return Ok(State::Settling { file, why: "it was written just now".into() });
-        }
-        prepared.commit()?;
-        self.fight.wrote(now);
-        tracing::info!(file, "the entry was written");
-        Ok(State::InPlace { file })
-    }
-
     fn binary(&mut self) -> anyhow::Result<()> {
         const MODE: u32 = 0o755;
         let path = self.install.folders.bin_dir.join(conflist::TYPE);
@@ -217,4 +203,25 @@ impl Installer<'_> {
         tracing::info!(path = %path.display(), "the plugin's binary was written");
         Ok(())
     }
+}
+
+/// Writes a file unless somebody undoes it or has just written it.
+fn write(folder: &Path, fight: &mut Fight, file: String, write: Option<Write>) -> anyhow::Result<State> {
+    let Some(Write { text, old, like }) = write else {
+        return Ok(State::InPlace { file });
+    };
+    let now = Instant::now();
+    if !fight.may_write(&file, now) {
+        return Ok(State::Undone { file });
+    }
+    let mode = folder::mode(&folder.join(like))?;
+    let prepared = Prepared::write(folder.join(&file), text.as_bytes(), mode)?;
+    // The CNI may have written the file since it was read. What it says now must not be lost.
+    if folder::find(folder, &file).text.ok() != old {
+        return Ok(State::Settling { file, why: "it was written just now".into() });
+    }
+    prepared.commit()?;
+    fight.wrote(now);
+    tracing::info!(file, "the entry was written");
+    Ok(State::InPlace { file })
 }

@@ -6,6 +6,7 @@
 //! | [`fight`] | when to stop putting back what somebody else keeps removing, decided without IO |
 //! | [`folder`] | reads files, and replaces them whole |
 //! | `installer` | compares desired and real, again and again |
+//! | [`multus`] | the same where Multus makes its file of another CNI's, decided without IO |
 //! | `status` | sees whether the runtime finds the plugin |
 //! | `uninstall` | takes everything away |
 //! | [`watch`] | waits for changes and signals |
@@ -14,6 +15,7 @@ pub mod conflist;
 pub mod fight;
 pub mod folder;
 mod installer;
+pub mod multus;
 mod status;
 mod uninstall;
 pub mod watch;
@@ -27,7 +29,7 @@ pub enum Command {
     ///
     /// The plugin's binary is copied, then its entry is added to the end of the configuration that the runtime uses: the first .conf,
     /// .conflist or .json by name. A .conflist gets the entry; from a single plugin's .conf or .json, or from a symbolic link, a .conflist is
-    /// derived that sorts right before it. When the CNI rewrites its files, the entry is put in again. Without a configuration it waits.
+    /// derived that sorts right before it. Multus' 00-multus.conf gets the entry in the network that it has within. When the CNI rewrites its files, the entry is put in again. Without a configuration it waits.
     ///
     /// It runs until SIGTERM or SIGINT and then removes nothing: see uninstall-cni.
     InstallCni(Install),

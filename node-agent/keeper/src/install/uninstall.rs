@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use super::{
     Folders, Uninstall, conflist,
     folder::{self, Prepared},
+    multus,
 };
 
 impl Uninstall {
@@ -34,7 +35,10 @@ impl Uninstall {
     fn entries(&self) -> anyhow::Result<()> {
         let folder = &self.folders.conf_dir;
         let mut left = Vec::new();
-        for name in folder::names(folder)? {
+        let mut names = folder::names(folder)?;
+        // Multus' own file last: what it is made of is clean by then.
+        names.sort_unstable_by(|one, other| other.cmp(one));
+        for name in names {
             let path = folder.join(&name);
             if conflist::is_derived(&name) {
                 folder::remove(&path)?;
@@ -49,7 +53,7 @@ impl Uninstall {
                 }
                 Err(_) => continue,
             };
-            let new = conflist::without(&text).ok().flatten();
+            let new = multus::without(&text);
             if let Some(new) = &new {
                 // A link stays one: its target is replaced.
                 let target = fs::canonicalize(&path).with_context(|| path.display().to_string())?;
