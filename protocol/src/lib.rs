@@ -19,6 +19,7 @@
 //! | [`mod@reference`] | references to artifacts in registries |
 //! | [`resolution`] | what control asks of registries |
 //! | [`stream`] | what control and a node say to each other |
+//! | [`text`] | others' text, fit to be shown to people |
 
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
@@ -37,3 +38,4 @@ pub mod quantity;
 pub mod reference;
 pub mod resolution;
 pub mod stream;
+pub mod text;

@@ -7,7 +7,10 @@ use std::{
     io::{BufRead, BufReader, Read},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -17,7 +20,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::{Component, locked, place, process, program, wait_until};
+use crate::{Component, locked, place, process, program, throttled::Throttled, wait_until};
 
 /// From the start until every binding is decided. The slowest guest takes most of it, once.
 const START: Duration = Duration::from_secs(120);
@@ -43,6 +46,7 @@ pub struct Host {
     ports: BTreeMap<String, u16>,
     events: Arc<Mutex<Vec<Value>>>,
     log: Arc<Mutex<Vec<String>>>,
+    log_rate: Arc<AtomicU64>,
 }
 
 impl Builder {
@@ -143,12 +147,13 @@ impl Builder {
         command.args(&self.args).envs(self.variables);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn()?;
-        let (events, log) = (Arc::default(), Arc::default());
+        let (events, log, log_rate) = (Arc::default(), Arc::default(), Arc::default());
         // A line that is no event is kept as text: tests that look for it say so.
         let event = |line: String| serde_json::from_str(&line).unwrap_or(Value::String(line));
         collect(child.stdout.take(), Arc::clone(&events), event);
-        collect(child.stderr.take(), Arc::clone(&log), |line| line);
-        Ok(Host { child, folder, ports: self.ports, events, log })
+        let stderr = child.stderr.take().map(|pipe| Throttled::new(pipe, Arc::clone(&log_rate)));
+        collect(stderr, Arc::clone(&log), |line| line);
+        Ok(Host { child, folder, ports: self.ports, events, log, log_rate })
     }
 }
 
@@ -218,6 +223,11 @@ impl Host {
     /// Lines on standard error so far.
     pub fn log(&self) -> Vec<String> {
         locked(&self.log).clone()
+    }
+
+    /// Reads standard error at so many bytes a second from now on; at 0 as fast as it comes.
+    pub fn read_log_at(&self, bytes_per_second: u64) {
+        self.log_rate.store(bytes_per_second, Relaxed);
     }
 
     /// Lines of guests so far, as JSON: `component`, `binding`, `stream`, `message`.

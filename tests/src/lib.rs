@@ -24,6 +24,7 @@
 //! | [`server`] | an HTTP server in the test's process |
 //! | [`service`] | one address for several servers |
 //! | [`spinning`] | programs that keep every core busy |
+//! | `throttled` | a pipe that is read slowly |
 //! | [`tls`] | a private authority and its certificates |
 //! | [`upstream`] | a server that guests call |
 //! | [`wait`] | waiting for something with an end
@@ -56,6 +57,7 @@ pub mod registry;
 pub mod server;
 pub mod service;
 pub mod spinning;
+mod throttled;
 pub mod tls;
 pub mod upstream;
 pub mod wait;

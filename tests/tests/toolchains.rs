@@ -129,7 +129,7 @@ async fn a_flood_of_log_lines_is_bounded_and_what_is_dropped_is_counted() -> Res
             anyhow::ensure!(written + dropped > 2_000, "{guest}: {written} written and {dropped} dropped of 2,000");
             Ok(written)
         };
-        let written = eventually("a count of all that was dropped", Duration::from_secs(2), told).await?;
+        let written = eventually("a count of all that was dropped", Duration::from_secs(30), told).await?;
         let allowed = 200 + usize::try_from(began.elapsed().as_millis())? / 10 + 1;
         assert!((200..=allowed).contains(&written), "{guest}: {written} lines, {allowed} are allowed");
     }

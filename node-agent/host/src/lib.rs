@@ -15,6 +15,7 @@
 //! | [`follower`] | the child that follows control |
 //! | [`guest`] | what an instance sees: interfaces, logs, memory limit; how it is called |
 //! | [`idle`] | the timer for silence that bodies and connections share |
+//! | [`log`] | what is said on standard error: the program's own lines, and guests' |
 //! | [`outbound`] | where guests may call out to, and the calls |
 //! | [`program`] | other programs, run to their end |
 //! | [`registry`] | from a reference to an artifact in the store |
@@ -36,6 +37,7 @@ pub mod engine;
 pub mod follower;
 pub mod guest;
 pub mod idle;
+pub mod log;
 pub mod outbound;
 pub mod program;
 pub mod registry;

@@ -17,12 +17,13 @@ use crate::{
     catalog::{CatalogError, Components, Entry, folder, kept::Kept, watch},
     engine::settings::Capacity,
     follower,
+    log::{Log, LogFormat},
     store::Store,
     supervisor::{
         Desired, Input, Supervisor,
         control::Control,
         keeper,
-        message::{Event, Log, LogFormat, Settings},
+        message::{Event, Settings},
     },
     sys::ThreadClass,
 };
@@ -125,14 +126,14 @@ fn follow_folder(folder: PathBuf, mut known: Components, inputs: Sender<Input>) 
 impl Host {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let log = Log { format: LogFormat::Json, filter: self.log.clone() };
-        log.start();
         anyhow::ensure!(
             !rustix::process::geteuid().is_root(),
             "this program runs strangers' code, and not as root: start it as a user of its own (runAsUser in a pod, User= in a unit), and tell the keeper which one by --host-uid"
         );
         listen::raise_descriptor_limit();
-        Capacity::check()?;
         Process::Supervisor.confine()?;
+        let _logging = log.start()?;
+        Capacity::check()?;
         Store::open(&self.store)?.sweep();
         let open = |settings| Control::open(settings, Kept::new(&self.store, &self.secrets));
         let control = self.from.control().map(open).transpose()?;

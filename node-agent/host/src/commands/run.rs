@@ -34,10 +34,11 @@ use crate::{
         watch::{self, Watched},
     },
     engine::settings::Capacity,
+    log::{Log, LogFormat},
     store::Store,
     supervisor::{
         Bound, Desired, Input, Supervisor,
-        message::{Binding, Event, Log, LogFormat, Reason, Settings},
+        message::{Binding, Event, Reason, Settings},
     },
     sys::ThreadClass,
 };
@@ -190,15 +191,15 @@ impl Run {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let Asked { components, ports } = self.asked()?;
         let log = Log { format: self.log_format, filter: self.log.clone() };
-        log.start();
+        listen::raise_descriptor_limit();
+        Process::Supervisor.confine()?;
+        let _logging = log.start()?;
+        Capacity::check()?;
         let store = self.store_path()?;
         // The worker opens it too, but what is wrong with it is to be said here, once.
         Store::open(&store)?.sweep();
         let asked_for = ports.len();
         let mut output = Written::new(self.output, asked_for);
-        listen::raise_descriptor_limit();
-        Capacity::check()?;
-        Process::Supervisor.confine()?;
         let listeners = Listeners::new(&self.address);
         let mut bindings = BTreeMap::new();
         for (name, port) in ports {

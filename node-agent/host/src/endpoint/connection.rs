@@ -20,7 +20,7 @@ use hyper_util::{
 use tokio::{net::TcpStream, time::Instant};
 
 use super::{Endpoint, flushes::Flushes, request, stall::StallGuard};
-use crate::sys;
+use crate::{log::tell, sys};
 
 /// From the connection to its first whole head. hyper waits for the first bytes, which tell the version, without a limit.
 const FIRST_HEAD: Duration = Duration::from_secs(10);
@@ -204,7 +204,7 @@ pub(super) async fn serve(endpoint: Arc<Endpoint>, stream: TcpStream, address: S
             ended = connection.as_mut() => {
                 if let Err(error) = ended {
                     let error = error.to_string();
-                    tracing::debug!(binding = %endpoint.binding, error, "a connection ended with an error");
+                    tell!(DEBUG, &endpoint.origin, error, "a connection ended with an error");
                 }
                 return;
             }

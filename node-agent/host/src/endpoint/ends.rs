@@ -1,7 +1,10 @@
 //! How requests ended that did not end well: a warning each, within bounds. Otherwise their callers alone would know.
 
 use super::{Endpoint, problem::Problem};
-use crate::scheduler::run::{End, Run, Stop};
+use crate::{
+    log::tell,
+    scheduler::run::{End, Run, Stop},
+};
 
 /// Why a run's end is worth a warning, in a word and in a sentence. Callers that go away, and what they send, are nobody's fault here.
 fn failure(run: &Run) -> Option<(&'static str, String)> {
@@ -21,10 +24,7 @@ impl Endpoint {
     /// Tells how a request ended.
     pub(super) fn tell(&self, reason: &str, cause: &str) {
         let Some(untold) = self.warnings.take() else { return };
-        let pod = self.pod.as_ref();
-        let (namespace, pod) = pod.map(|pod| (pod.namespace.as_str(), pod.name.as_str())).unzip();
-        let (component, binding) = (self.component.name.as_str(), self.binding.as_str());
-        tracing::warn!(namespace, pod, component, binding, reason, cause, untold = untold.count(), "request failed");
+        tell!(WARN, &self.origin, reason, cause, untold = untold.count(), "request failed");
     }
 }
 

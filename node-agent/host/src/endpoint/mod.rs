@@ -28,7 +28,7 @@ use std::{
     time::Duration,
 };
 
-use pillion_protocol::{annotation::Port, id::ComponentId, name::Name, pod::Pod};
+use pillion_protocol::{annotation::Port, id::ComponentId};
 use pillion_sockets::listen;
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -44,6 +44,7 @@ use self::{gate::Gate, served::Served};
 use crate::{
     catalog::told::Verdict,
     engine::cache::Cache,
+    log::{Lines, Origin, tell},
     scheduler::{
         Scheduler,
         account::Account,
@@ -80,6 +81,8 @@ pub struct Shared {
     pub in_flight: InFlight,
     /// Connections that are open.
     pub open: AtomicUsize,
+    /// Where guests write.
+    pub lines: Arc<Lines>,
     /// Where to say that a component's native code cannot be loaded any more.
     pub broken: mpsc::UnboundedSender<Broken>,
 }
@@ -171,10 +174,8 @@ impl Closing {
 
 /// One binding.
 pub struct Endpoint {
-    binding: Name,
-    component: ComponentId,
+    origin: Arc<Origin>,
     port: Port,
-    pod: Option<Pod>,
     /// The tasks that accept at its listeners.
     accepting: Mutex<Vec<AbortHandle>>,
     closing: Closing,
@@ -200,15 +201,14 @@ impl Endpoint {
     /// A binding, whose component's state is told by `state`.
     pub fn new(binding: Binding, state: watch::Receiver<State>, shared: Arc<Shared>) -> Self {
         let Binding { name: binding, component, port, pod, verdict } = binding;
+        let origin = Arc::new(Origin { component, part: None, binding, pod });
         let account = shared.scheduler.account();
         let connections = Arc::new(Semaphore::new(shared.connections_each));
         let (served, held) = (Served::default(), AtomicUsize::new(0));
         let (accepting, closing, gate) = (Mutex::default(), Closing::default(), Gate::new(verdict));
         Self {
-            binding,
-            component,
+            origin,
             port,
-            pod,
             accepting,
             closing,
             gate,
@@ -224,7 +224,7 @@ impl Endpoint {
 
     /// Whether it is this binding's.
     pub fn is_of(&self, binding: &Binding) -> bool {
-        self.binding == binding.name && self.component == binding.component
+        self.origin.binding == binding.name && self.origin.component == binding.component
     }
 
     /// Whether its pod may have the component is otherwise now.
@@ -279,12 +279,12 @@ impl Endpoint {
             match accepted {
                 Ok((stream, client)) => self.admit(stream, client, own).await,
                 Err(error) => {
-                    tracing::warn!(binding = %self.binding, %error, "a connection cannot be accepted");
+                    tell!(WARN, &self.origin, %error, "a connection cannot be accepted");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     listener = match listening(listener) {
                         Ok(listener) => listener,
                         Err(error) => {
-                            tracing::error!(binding = %self.binding, %error, "a listener is lost until the next worker");
+                            tell!(ERROR, &self.origin, %error, "a listener is lost until the next worker");
                             return;
                         }
                     };

@@ -33,6 +33,7 @@ use crate::{
         call::{HeadSender, call},
         memory::MemoryLimiter,
     },
+    log::tell,
     scheduler::{
         budget::REQUEST_OVERHEAD,
         run::{End, Run, Stop},
@@ -76,8 +77,8 @@ pub(super) async fn serve(
         Err(_) => endpoint.told(Problem::Host("the host failed while it served this request".into())),
     };
     let reason = problem.reason();
-    tracing::debug!(component = %endpoint.component, binding = %endpoint.binding, reason, ?problem, "answered in the guest's stead");
-    Ok(ReplyBody::host(problem.response(&endpoint.component.to_string(), endpoint.binding.as_str()), &method))
+    tell!(DEBUG, &endpoint.origin, reason, ?problem, "answered in the guest's stead");
+    Ok(ReplyBody::host(problem.response(&endpoint.origin.component.to_string(), endpoint.origin.binding()), &method))
 }
 
 async fn answer(
@@ -229,13 +230,12 @@ impl Endpoint {
     /// What a component that cannot be loaded means to the caller. Code that is at fault is made anew; what the node lacks is not
     /// mended by that.
     fn not_loaded(&self, error: &CacheError) -> Problem {
-        let component = &self.component;
         if !error.is_of_the_code() {
-            tracing::warn!(%component, %error, "a component cannot be loaded now");
+            tell!(WARN, &self.origin, %error, "a component cannot be loaded now");
             return Problem::NodeLimit;
         }
-        tracing::error!(%component, %error, "native code cannot be loaded");
-        let (component, why, refused) = (component.clone(), error.to_string(), error.is_refused());
+        tell!(ERROR, &self.origin, %error, "native code cannot be loaded");
+        let (component, why, refused) = (self.origin.component.clone(), error.to_string(), error.is_refused());
         _ = self.shared.broken.send(Broken { component, why, refused });
         Problem::Unavailable(error.to_string())
     }

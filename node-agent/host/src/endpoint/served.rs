@@ -137,8 +137,11 @@ impl Serving {
 }
 
 fn surroundings(part: &Part, spec: &ComponentSpec, endpoint: &Endpoint) -> Surroundings {
-    let Endpoint { component, binding, pod, .. } = endpoint;
-    let caller = |component: &str| Caller::new(component, binding.as_str(), pod.as_ref());
+    let origin = match &part.own {
+        None => Arc::clone(&endpoint.origin),
+        Some(own) => Arc::new(endpoint.origin.part(&own.id)),
+    };
+    let (caller, logs) = (Caller::new(Arc::clone(&origin)), Logs::new(endpoint.shared.lines.account(origin)));
     match &part.own {
         None => {
             let pairs = |variables: &[pillion_protocol::component::Variable]| {
@@ -147,18 +150,17 @@ fn surroundings(part: &Part, spec: &ComponentSpec, endpoint: &Endpoint) -> Surro
             Surroundings {
                 env: pairs(&spec.env),
                 config: Arc::new(Config::new(pairs(&spec.config))),
-                outbound: Outbound::new(&named(&spec.allowed_outbound_hosts), caller(component.name.as_str())),
-                logs: Logs::new(component.name.as_str(), binding.as_str(), pod.as_ref()),
+                outbound: Outbound::new(&named(&spec.allowed_outbound_hosts), caller),
+                logs,
             }
         }
         Some(own) => {
-            let Own { id, settings } = &**own;
-            let component = format!("{}/{id}", component.name);
+            let settings = &own.settings;
             Surroundings {
                 env: settings.env.clone(),
                 config: Arc::new(Config::new(settings.config.clone())),
-                outbound: Outbound::new(&settings.allowed_outbound_hosts, caller(&component)),
-                logs: Logs::new(&component, binding.as_str(), pod.as_ref()),
+                outbound: Outbound::new(&settings.allowed_outbound_hosts, caller),
+                logs,
             }
         }
     }

@@ -1,83 +1,31 @@
-//! A guest's standard output and standard error: structured log lines, bounded in length and in rate.
+//! A guest's standard output and standard error: lines of the log, bounded in length.
 
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
-    time::Instant,
 };
 
 use bytes::Bytes;
-use pillion_protocol::pod::Pod;
 use tokio::io::AsyncWrite;
 use wasmtime_wasi::{
     cli::{IsTerminal, StdoutStream},
     p2::{OutputStream, Pollable, StreamResult},
 };
 
+use crate::log::Account;
+
 /// The longest line, in bytes; what is longer continues on the next.
 const LINE: usize = 8 << 10;
 
-/// Lines a second that one binding may write for long.
-const LINES_PER_SECOND: f64 = 100.0;
-
-/// Lines that it may write at once after it was quiet.
-const BURST: f64 = 200.0;
-
 /// Where the guests of one binding write.
 #[derive(Clone)]
-pub struct Logs(Arc<Binding>);
-
-struct Binding {
-    component: String,
-    binding: String,
-    /// Its pod's namespace and name, where it has one.
-    pod: Option<(String, String)>,
-    allowance: Mutex<Allowance>,
-}
-
-/// A token bucket.
-#[derive(Debug)]
-struct Allowance {
-    lines: f64,
-    refilled: Instant,
-    dropped: u64,
-}
-
-/// What to do with a line.
-#[derive(Debug, PartialEq, Eq)]
-enum Verdict {
-    Write {
-        /// Lines that were dropped since the last one that was written.
-        dropped: u64,
-    },
-    Drop,
-}
-
-impl Allowance {
-    fn new(now: Instant) -> Self {
-        Self { lines: BURST, refilled: now, dropped: 0 }
-    }
-
-    fn take(&mut self, now: Instant) -> Verdict {
-        let passed = now.saturating_duration_since(self.refilled).as_secs_f64();
-        self.lines = (self.lines + passed * LINES_PER_SECOND).min(BURST);
-        self.refilled = now;
-        if self.lines < 1.0 {
-            self.dropped += 1;
-            return Verdict::Drop;
-        }
-        self.lines -= 1.0;
-        Verdict::Write { dropped: std::mem::take(&mut self.dropped) }
-    }
-}
+pub struct Logs(Arc<Account>);
 
 impl Logs {
-    /// Logs of `component`, called through `binding`, in `pod`.
-    pub fn new(component: &str, binding: &str, pod: Option<&Pod>) -> Self {
-        let allowance = Mutex::new(Allowance::new(Instant::now()));
-        let pod = pod.map(|pod| (pod.namespace.clone(), pod.name.clone()));
-        Self(Arc::new(Binding { component: component.into(), binding: binding.into(), pod, allowance }))
+    /// Logs on this account.
+    pub fn new(account: Arc<Account>) -> Self {
+        Self(account)
     }
 
     pub(super) fn stdout(&self) -> Stream {
@@ -86,22 +34,6 @@ impl Logs {
 
     pub(super) fn stderr(&self) -> Stream {
         Stream { logs: self.clone(), name: "stderr" }
-    }
-
-    fn line(&self, stream: &'static str, line: &[u8]) {
-        let Binding { component, binding, pod, allowance } = &*self.0;
-        let (namespace, pod) = pod.as_ref().map(|(namespace, pod)| (namespace.as_str(), pod.as_str())).unzip();
-        let verdict = allowance.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now());
-        let Verdict::Write { dropped } = verdict else { return };
-        if dropped > 0 {
-            tracing::warn!(target: "guest", namespace, pod, component, binding, dropped, "lines of the guest were dropped: it wrote too many");
-        }
-        // Control characters would let a guest write to the terminal of whoever reads the log.
-        let text: String = String::from_utf8_lossy(line)
-            .chars()
-            .map(|c| if c.is_control() && c != '\t' { '\u{fffd}' } else { c })
-            .collect();
-        tracing::info!(target: "guest", namespace, pod, component, binding, stream, "{text}");
     }
 }
 
@@ -160,7 +92,7 @@ impl Writer {
     }
 
     fn flush_line(&mut self) {
-        self.logs.line(self.name, &self.partial);
+        self.logs.0.write(self.name, &self.partial);
         self.partial.clear();
     }
 }
@@ -210,23 +142,14 @@ impl OutputStream for Writer {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-
-    #[test]
-    fn a_flood_is_cut_to_the_rate_and_what_was_dropped_is_counted() {
-        let start = Instant::now();
-        let mut allowance = Allowance::new(start);
-        let written = (0..1_000).filter(|_| allowance.take(start) != Verdict::Drop).count();
-        assert_eq!(written, 200);
-        assert_eq!(allowance.take(start + Duration::from_millis(15)), Verdict::Write { dropped: 800 });
-        assert_eq!(allowance.take(start + Duration::from_millis(15)), Verdict::Drop);
-    }
+    use crate::log::{Lines, Origin};
 
     #[test]
     fn lines_are_put_together_and_cut_at_the_longest() {
-        let mut writer = Stream { logs: Logs::new("c", "b", None), name: "stdout" }.open();
+        let origin = Origin { component: "c".parse().unwrap(), part: None, binding: "b".parse().unwrap(), pod: None };
+        let logs = Logs::new(Lines::start(std::io::sink()).unwrap().account(Arc::new(origin)));
+        let mut writer = Stream { logs, name: "stdout" }.open();
         writer.push(b"half a ");
         assert_eq!(writer.partial, b"half a ");
         writer.push(b"line\nnext");

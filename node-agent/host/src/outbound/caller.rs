@@ -1,44 +1,33 @@
 //! Who calls out, for the log: a call that is denied or fails is otherwise known to the guest alone.
 
+use std::sync::Arc;
+
 use http::Uri;
-use pillion_protocol::pod::Pod;
 use wasmtime_wasi_http::Error;
 
-use crate::warnings::Warnings;
+use crate::{
+    log::{Origin, tell},
+    warnings::Warnings,
+};
 
 /// The guests of one binding.
 #[derive(Debug)]
 pub struct Caller {
-    component: String,
-    binding: String,
-    pod: Option<(String, String)>,
+    origin: Arc<Origin>,
     warnings: Warnings,
 }
 
 impl Caller {
-    /// Guests of `component`, called through `binding`, in `pod`.
-    pub fn new(component: &str, binding: &str, pod: Option<&Pod>) -> Self {
-        let pod = pod.map(|pod| (pod.namespace.clone(), pod.name.clone()));
-        Self { component: component.into(), binding: binding.into(), pod, warnings: Warnings::default() }
+    /// Guests of `origin`.
+    pub fn new(origin: Arc<Origin>) -> Self {
+        Self { origin, warnings: Warnings::default() }
     }
 
     /// Tells of a call that failed before its answer's head.
     pub(super) fn tell(&self, to: &str, error: &Error) {
         let Some(untold) = self.warnings.take() else { return };
-        let Self { component, binding, pod, .. } = self;
-        let (namespace, pod) = pod.as_ref().map(|(namespace, pod)| (namespace.as_str(), pod.as_str())).unzip();
         let (cause, advice) = (error.to_string(), advice(error));
-        tracing::warn!(
-            namespace,
-            pod,
-            component,
-            binding,
-            to,
-            cause,
-            advice,
-            untold = untold.count(),
-            "call out failed"
-        );
+        tell!(WARN, &self.origin, to, cause, advice, untold = untold.count(), "call out failed");
     }
 }
 

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     catalog::told::Verdict,
     compiler::facts::Facts,
+    log::Log,
     registry::message::{Failure, Pulled},
     sys::ThreadClass,
 };
@@ -38,42 +39,6 @@ pub struct Settings {
     pub drain_timeout: Span,
     /// What is logged, and how.
     pub log: Log,
-}
-
-/// What is logged, and how. Logs go to standard error.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Log {
-    /// Lines for people, or JSON for machines.
-    pub format: LogFormat,
-    /// Which lines, in the syntax of `tracing_subscriber::EnvFilter`; `None` for the format's default.
-    pub filter: Option<String>,
-}
-
-/// Lines for people, or JSON for machines.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// For people: guests' lines, and what is wrong.
-    #[default]
-    Text,
-    /// For machines: everything from `info` on.
-    Json,
-}
-
-impl Log {
-    /// Starts logging in this process.
-    pub fn start(&self) {
-        let default = match self.format {
-            LogFormat::Text => "warn,guest=info",
-            LogFormat::Json => "info",
-        };
-        let filter = tracing_subscriber::EnvFilter::new(self.filter.as_deref().unwrap_or(default));
-        let lines = tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter);
-        match self.format {
-            LogFormat::Text => lines.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
-            LogFormat::Json => lines.json().flatten_event(true).init(),
-        }
-    }
 }
 
 /// A component at a port.

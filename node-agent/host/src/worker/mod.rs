@@ -52,6 +52,7 @@ use self::{
 use crate::{
     endpoint::{Broken, Endpoint, InFlight, Shared},
     engine::{Engines, cache::Cache, settings::Capacity},
+    log::{self, Lines},
     scheduler::{
         Scheduler,
         budget::{InstanceBudget, MemoryBudget, node_memory},
@@ -71,12 +72,12 @@ pub fn main() -> anyhow::Result<()> {
     let ToWorker::Settings(settings) = link.receive()?.message else {
         anyhow::bail!("the supervisor's first message is not the settings");
     };
-    settings.log.start();
     culprit::name_culprits()?;
     Process::Worker.confine()?;
+    let logging = settings.log.start()?;
     let control = Builder::new_current_thread().thread_name("control").enable_all().max_blocking_threads(8).build()?;
     let front = Builder::new_multi_thread().worker_threads(cores()).thread_name("front").enable_all().build()?;
-    let worker = Worker::new(settings, link.try_clone()?, front.handle().clone())?;
+    let worker = Worker::new(settings, link.try_clone()?, front.handle().clone(), Arc::clone(logging.lines()))?;
     let (messages, inbox) = mpsc::unbounded_channel();
     thread::Builder::new().name("from-supervisor".into()).spawn(move || {
         while let Ok(incoming) = link.receive() {
@@ -133,7 +134,7 @@ fn semaphore(permits: u64) -> Arc<Semaphore> {
 }
 
 impl Worker {
-    fn new(settings: Settings, link: Link, front: Handle) -> anyhow::Result<Self> {
+    fn new(settings: Settings, link: Link, front: Handle, lines: Arc<Lines>) -> anyhow::Result<Self> {
         let capacity = Capacity::of_this_process()?;
         let memory = settings.memory.map_or_else(node_memory, |memory| memory.get());
         let library = Library::open(&settings.store)?;
@@ -159,6 +160,7 @@ impl Worker {
             draining: drain,
             in_flight: InFlight::default(),
             open: AtomicUsize::new(0),
+            lines,
             connections_each: usize::try_from(connections / 4).unwrap_or(Semaphore::MAX_PERMITS),
             broken: broken_sender,
         });
@@ -331,6 +333,8 @@ impl Worker {
         if cut > 0 {
             tracing::warn!(cut, "requests are cut short: they took longer than the time to drain");
         }
+        // The supervisor ends this process as soon as it hears it.
+        self.shared.lines.flush(log::END);
         self.preparer.report(Event::Drained { requests: self.shared.in_flight.total() });
     }
 }
