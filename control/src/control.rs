@@ -13,7 +13,7 @@ use pillion_protocol::{
 use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::{
-    catalog::{ApiUid, Catalog, ListedPod, NodeName, Published, View},
+    catalog::{ApiUid, Catalog, ListedPod, NodeName, Published, StrayPod, View},
     resolve::Images,
     resource::{Access, Rejection},
     serve::session::Sessions,
@@ -38,6 +38,8 @@ pub struct Control {
     catalog: RwLock<Catalog>,
     listed: watch::Sender<Listed>,
     reports: Mutex<HashMap<NodeName, Report>>,
+    /// Nodes that have pods with sidecars, and have had no agent for some time.
+    absent: Mutex<BTreeSet<NodeName>>,
     /// Components whose registries are to be asked.
     unresolved: Due<ComponentId>,
     /// Components whose status may be another one.
@@ -121,6 +123,7 @@ impl Control {
             catalog: RwLock::default(),
             listed: watch::Sender::default(),
             reports: Mutex::default(),
+            absent: Mutex::default(),
             unresolved: Due::default(),
             unsettled: Due::default(),
             changed_pods: Due::default(),
@@ -229,6 +232,24 @@ impl Control {
         self.look_at([uid.into()]);
     }
 
+    /// A pod has annotations or labels that nothing reads, or has none of these any more.
+    pub fn set_stray(&self, uid: &str, stray: Option<StrayPod>) {
+        self.catalog.write().unwrap_or_else(PoisonError::into_inner).set_stray(uid.into(), stray);
+        self.look_at([uid.into()]);
+    }
+
+    /// Nodes with pods have had no agent for some time; what there is to tell of these has `changed`.
+    pub fn set_absent(&self, nodes: &BTreeSet<NodeName>, changed: &BTreeSet<NodeName>) {
+        self.absent.lock().unwrap_or_else(PoisonError::into_inner).clone_from(nodes);
+        let pods: Vec<_> = changed.iter().flat_map(|node| self.catalog().uids_on(node)).collect();
+        self.look_at(pods);
+    }
+
+    /// Whether a node has had no agent for some time.
+    pub fn is_absent(&self, node: &NodeName) -> bool {
+        self.absent.lock().unwrap_or_else(PoisonError::into_inner).contains(node)
+    }
+
     /// What a node needs.
     pub fn view(&self, node: &str) -> View {
         self.catalog().view(node)
@@ -254,6 +275,11 @@ impl Control {
         });
     }
 
+    /// Whether this replica serves nodes and writes.
+    pub fn leads(&self) -> bool {
+        *self.leading.borrow() == Leading::Yes
+    }
+
     /// Waits until this replica serves nodes and writes, or until it does not.
     pub async fn until_leading(&self, leads: bool) {
         // The sender is here, so it is not gone.
@@ -273,7 +299,7 @@ impl Control {
         drop(reports);
         self.unsettle(ids);
         if !is_same {
-            let pods: Vec<_> = self.catalog().pods_on(node).map(ApiUid::clone).collect();
+            let pods = self.catalog().uids_on(node);
             self.look_at(pods);
         }
     }

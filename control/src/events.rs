@@ -10,7 +10,11 @@ use kube::{
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 
-use crate::{catalog::ApiUid, control::Control, served::Problems};
+use crate::{
+    catalog::{ApiUid, ListedPod},
+    control::Control,
+    served::{About, Problems, of_strays},
+};
 
 /// How long changes are gathered.
 const GATHER: Duration = Duration::from_secs(1);
@@ -27,7 +31,7 @@ pub async fn follow(client: Client, control: Arc<Control>) {
         control.until_leading(true).await;
         // What was told by another replica is not known here: what is wrong now is told once more.
         let mut told: HashMap<ApiUid, Problems> = HashMap::new();
-        let all: Vec<_> = control.catalog().pods().map(|(uid, _)| ApiUid::clone(uid)).collect();
+        let all = control.catalog().uids();
         control.look_at(all);
         loop {
             let changed = tokio::select! {
@@ -71,16 +75,24 @@ fn recorder(client: &Client, control: &Control) -> Recorder {
 
 fn problems(control: &Control, uid: &ApiUid) -> Option<(ObjectReference, Problems)> {
     let catalog = control.catalog();
-    let pod = catalog.pod(uid)?;
+    let (pod, stray) = (catalog.pod(uid), catalog.stray(uid));
+    let (namespace, name) = match (pod, stray) {
+        (Some(pod), _) => (&pod.pod.namespace, &pod.pod.name),
+        (None, Some(stray)) => (&stray.namespace, &stray.name),
+        (None, None) => return None,
+    };
     let reference = ObjectReference {
         api_version: Some("v1".into()),
         kind: Some("Pod".into()),
-        namespace: Some(pod.pod.namespace.clone()),
-        name: Some(pod.pod.name.clone()),
+        namespace: Some(namespace.clone()),
+        name: Some(name.clone()),
         uid: Some(uid.to_string()),
         ..ObjectReference::default()
     };
-    let problems = catalog.problems(pod, control.reports().get(&pod.node));
+    let of_pod =
+        |pod: &ListedPod| catalog.problems(pod, control.reports().get(&pod.node), control.is_absent(&pod.node));
+    let mut problems = pod.map(of_pod).unwrap_or_default();
+    problems.extend(stray.and_then(|stray| of_strays(&stray.strays)));
     Some((reference, problems))
 }
 
@@ -95,10 +107,15 @@ fn events(before: &Problems, now: &Problems) -> Vec<Event> {
     };
     let wrong = now.iter().filter(|(name, problem)| before.get(*name) != Some(*problem));
     let wrong = wrong.map(|(_, problem)| event(EventType::Warning, problem.reason, problem.message.clone()));
-    let right = before.keys().filter(|name| !now.contains_key(*name)).map(|name| {
-        let which =
-            name.as_ref().map_or_else(|| "the sidecars are".to_owned(), |name| format!("the sidecar {name:?} is"));
-        event(EventType::Normal, "SidecarServed", format!("{which} served now"))
+    let right = before.keys().filter(|about| !now.contains_key(*about)).filter_map(|about| {
+        let (reason, note) = match about {
+            About::Sidecars => ("SidecarServed", "the sidecars are served now".into()),
+            About::Sidecar(name) => ("SidecarServed", format!("the sidecar {name:?} is served now")),
+            About::Node => ("AgentConnected", "the node's agent is connected to control".into()),
+            // Who has mended these knows that.
+            About::Port(_) | About::Strays => return None,
+        };
+        Some(event(EventType::Normal, reason, note))
     });
     wrong.chain(right).collect()
 }
@@ -117,13 +134,16 @@ mod tests {
         let notes = |before: &Problems, now: &Problems| -> Vec<String> {
             events(before, now).into_iter().map(|event| format!("{} {}", event.reason, event.note.unwrap())).collect()
         };
-        let clock = |message: &str| Problems::from([(Some("clock".into()), problem(message))]);
+        let clock = |message: &str| Problems::from([(About::Sidecar("clock".into()), problem(message))]);
         let none = Problems::new();
         assert_eq!(notes(&none, &none), [""; 0]);
         assert_eq!(notes(&none, &clock("there is none")), ["SidecarUnknown there is none"]);
         assert_eq!(notes(&clock("there is none"), &clock("there is none")), [""; 0]);
         assert_eq!(notes(&clock("there is none"), &clock("not for you")), ["SidecarUnknown not for you"]);
         assert_eq!(notes(&clock("there is none"), &none), ["SidecarServed the sidecar \"clock\" is served now"]);
+        let about = |about| Problems::from([(about, problem("x"))]);
+        assert_eq!(notes(&about(About::Node), &none), ["AgentConnected the node's agent is connected to control"]);
+        assert_eq!(notes(&about(About::Strays), &none), [""; 0]);
         let long = clock(&"ä".repeat(10_000));
         assert!(notes(&none, &long)[0].chars().count() < 1_000);
     }

@@ -13,6 +13,7 @@
 //! | [`leader`] | which replica serves |
 //! | [`check`] | what a cluster lacks, for people |
 //! | [`uninstall`] | takes the agent off every node |
+//! | [`strays`], [`claims`], [`absent`] | what keeps sidecars from a pod that no component is to blame for: what nothing reads, ports, nodes without agent |
 //! | [`served`] | what a pod has of what it names, and what is wrong with it. Decides, and does no IO |
 //! | [`status`], [`events`], [`readiness`] | what people see: conditions of components, Events of pods, and whether these are ready |
 //!
@@ -21,9 +22,11 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+pub mod absent;
 pub mod authority;
 pub mod catalog;
 pub mod check;
+pub mod claims;
 pub mod control;
 pub mod events;
 pub mod leader;
@@ -35,6 +38,7 @@ pub mod serve;
 pub mod served;
 pub mod settings;
 pub mod status;
+pub mod strays;
 pub mod uninstall;
 pub mod watch;
 

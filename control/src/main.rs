@@ -9,7 +9,7 @@ use axum_server::Handle;
 use clap::Parser;
 use kube::Client;
 use pillion_control::{
-    authority::Authority, client, control::Control, events, leader, readiness, resolve, resource, serve,
+    absent, authority::Authority, client, control::Control, events, leader, readiness, resolve, resource, serve,
     settings::Settings, status, uninstall::Uninstall, watch,
 };
 use tokio::{
@@ -111,6 +111,7 @@ async fn lead_and_serve(
     let serve = serve::serve(listener, Arc::clone(&control), client.clone(), certificate, handle.clone());
     let serving = tokio::spawn(serve);
     tokio::spawn(status::follow(client.clone(), Arc::clone(&control)));
+    tokio::spawn(absent::follow(Arc::clone(&control)));
     tokio::spawn(events::follow(client.clone(), Arc::clone(&control)));
     tokio::spawn(readiness::follow(client.clone(), Arc::clone(&control)));
     tokio::spawn(resolve::follow(Arc::clone(&control)));

@@ -8,10 +8,29 @@ use pillion_protocol::{
     stream::{ComponentReport, Refusal, RefusalReason, Report},
 };
 
-use crate::catalog::{Catalog, ListedPod};
+use crate::{
+    catalog::{Catalog, ListedPod},
+    claims,
+    strays::Stray,
+};
 
-/// What is wrong with a pod's sidecars: of each, or of all where there is no name.
-pub type Problems = BTreeMap<Option<String>, Problem>;
+/// What is wrong with a pod's sidecars, each by what it is about.
+pub type Problems = BTreeMap<About, Problem>;
+
+/// What something is wrong with.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum About {
+    /// All of a pod's sidecars.
+    Sidecars,
+    /// One of them, by its name.
+    Sidecar(String),
+    /// The port of one of them.
+    Port(String),
+    /// The node of the pod.
+    Node,
+    /// Annotations or labels that nothing reads.
+    Strays,
+}
 
 /// What is wrong with a sidecar.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,9 +52,10 @@ impl Problem {
 }
 
 impl Catalog {
-    /// What is wrong with a pod's sidecars; `report` is its node's, if that has said anything.
-    pub fn problems(&self, pod: &ListedPod, report: Option<&Report>) -> Problems {
-        let of_all = |reason, why: &str| Problems::from([(None, Problem::new(reason, why))]);
+    /// What is wrong with a pod's sidecars; `report` is its node's, if that has said anything, and `absent` whether the node has had no agent for
+    /// some time.
+    pub fn problems(&self, pod: &ListedPod, report: Option<&Report>, absent: bool) -> Problems {
+        let of_all = |reason, why: &str| Problems::from([(About::Sidecars, Problem::new(reason, why))]);
         let sidecars = match (&pod.sidecars, self.unreachable(pod)) {
             (Err(error), _) => return of_all("SidecarsInvalid", &error.to_string()),
             (Ok(_), Some(why)) => return of_all("SidecarsImpossible", &why),
@@ -49,17 +69,23 @@ impl Catalog {
                 RefusalReason::NotAllowed => "SidecarNotAllowed",
                 RefusalReason::NotAccepted | RefusalReason::Undecided | RefusalReason::Other => "SidecarNotAccepted",
             };
-            (Some(name.to_string()), Problem::of_sidecar(reason, name.as_str(), &refusal.message))
+            (About::Sidecar(name.to_string()), Problem::of_sidecar(reason, name.as_str(), &refusal.message))
         });
         let failed = sidecars.iter().filter_map(|sidecar| {
             // Where there is a digest, an older version is served.
             let said = self.said_of(pod, sidecar, report?).filter(|said| said.digest.is_none())?;
             let name = sidecar.name.to_string();
             let problem = Problem::of_sidecar("SidecarFailed", &name, said.failure.as_ref()?);
-            Some((Some(name), problem))
+            Some((About::Sidecar(name), problem))
         });
         let mut problems: Problems = failed.chain(refused).collect();
-        problems.extend(bound(pod, report).map(|problem| (None, problem)));
+        problems.extend(bound(pod, report).map(|problem| (About::Sidecars, problem)));
+        problems.extend(sidecars.iter().filter_map(|sidecar| {
+            let (name, claim) = (sidecar.name.to_string(), claims::of_port(&pod.claims, sidecar)?);
+            let problem = Problem::of_sidecar("SidecarPortConflict", &name, &format!("{claim}: {}", claim.advice()));
+            Some((About::Port(name), problem))
+        }));
+        problems.extend(absent.then(|| (About::Node, without_agent(pod))));
         problems
     }
 
@@ -79,6 +105,21 @@ impl Catalog {
         let said = report.components.get(&pod.seen_as(&sidecar.name)?)?;
         (said.version == *published.version()).then_some(said)
     }
+}
+
+/// What there is in vain.
+pub fn of_strays(strays: &[Stray]) -> Option<(About, Problem)> {
+    let message: Vec<_> = strays.iter().map(Stray::to_string).collect();
+    (!message.is_empty()).then(|| (About::Strays, Problem { reason: "AnnotationIgnored", message: message.join("; ") }))
+}
+
+fn without_agent(pod: &ListedPod) -> Problem {
+    let why = format!(
+        "no agent of the node {:?} is connected to control: where none runs, the pod has no sidecars. Do taints, a selector or the kind of the \
+         node keep it off, or has it failed? See pillion check",
+        pod.node
+    );
+    Problem::new("SidecarsNoAgent", &why)
 }
 
 /// What is wrong with a pod's ports.
@@ -128,7 +169,9 @@ mod tests {
     #[test]
     fn what_a_node_says_is_told_and_keeps_a_pod_from_being_ready() {
         let (catalog, cart, well) = world();
-        assert!(catalog.problems(&cart, None).is_empty() && catalog.problems(&cart, Some(&well)).is_empty());
+        assert!(
+            catalog.problems(&cart, None, false).is_empty() && catalog.problems(&cart, Some(&well), false).is_empty()
+        );
         assert!(catalog.is_served(&cart, &well));
         type Change = fn(&mut Report);
         let table: [(Change, &str, bool); 6] = [
@@ -156,7 +199,7 @@ mod tests {
         for (change, reason, is_served) in table {
             let mut report = well.clone();
             change(&mut report);
-            let problems = catalog.problems(&cart, Some(&report));
+            let problems = catalog.problems(&cart, Some(&report), false);
             let reasons: Vec<_> = problems.values().map(|problem| problem.reason).collect();
             assert_eq!(reasons.join(" "), reason, "{problems:?}");
             assert_eq!(catalog.is_served(&cart, &report), is_served, "{reason} {report:?}");
@@ -167,7 +210,26 @@ mod tests {
     fn what_is_refused_is_not_served_whatever_its_node_says() {
         let (mut catalog, cart, report) = world();
         catalog.publish("clock".parse().unwrap(), None);
-        assert_eq!(catalog.problems(&cart, Some(&report)).values().next().unwrap().reason, "SidecarUnknown");
+        assert_eq!(catalog.problems(&cart, Some(&report), false).values().next().unwrap().reason, "SidecarUnknown");
         assert!(!catalog.is_served(&cart, &report));
+    }
+
+    #[test]
+    fn a_port_of_a_containers_and_a_node_without_agent_are_told_beside_the_rest() {
+        let (catalog, mut cart, report) = world();
+        let container = serde_json::json!({"name": "main", "ports": [{"containerPort": 8081}]});
+        cart.claims = claims::of_containers([&serde_json::from_value(container).unwrap()]);
+        let problems = catalog.problems(&cart, Some(&report), true);
+        let said: Vec<_> = problems.values().map(|problem| format!("{} {}", problem.reason, problem.message)).collect();
+        assert_eq!(said.len(), 2, "{said:?}");
+        assert!(
+            said[0].starts_with("SidecarPortConflict annotation pillion.dev/sidecars, \"clock\": port 8081"),
+            "{said:?}"
+        );
+        assert!(said[1].starts_with("SidecarsNoAgent") && said[1].contains("node \"a\""), "{said:?}");
+        assert!(catalog.is_served(&cart, &report), "the sidecar answers all the same");
+        // What can have no sidecars anywhere needs no agent.
+        cart.host_network = true;
+        assert_eq!(catalog.problems(&cart, None, true).into_keys().collect::<Vec<_>>(), [About::Sidecars]);
     }
 }

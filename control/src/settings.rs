@@ -1,6 +1,6 @@
 //! How control works: every setting, once.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use clap::Args;
 
@@ -33,10 +33,17 @@ pub struct Settings {
     /// The DaemonSet of the agent, in the same namespace
     #[arg(long, value_name = "NAME", default_value = "pillion-agent")]
     pub agent_daemonset: String,
+    /// How long a node may be without an agent before the pods there are told
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+    pub agent_grace: Duration,
     /// The audience that a node's token must have
     #[arg(long, value_name = "TEXT", default_value = pillion_protocol::stream::AUDIENCE)]
     pub audience: String,
     /// How registries are asked
     #[command(flatten)]
     pub resolver: Resolver,
+}
+
+fn seconds(text: &str) -> Result<Duration, std::num::ParseIntError> {
+    text.parse().map(Duration::from_secs)
 }

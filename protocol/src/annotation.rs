@@ -17,6 +17,14 @@ use crate::name::{Name, NameError, shown};
 /// The annotation's key on a pod.
 pub const SIDECARS: &str = "pillion.dev/sidecars";
 
+/// What our annotations begin with.
+pub const PREFIX: &str = "pillion.dev/";
+
+/// Whether an annotation or a label is meant for us, however it is spelt behind the prefix. The API server lets annotations have capitals.
+pub fn is_ours(key: &str) -> bool {
+    key.get(..PREFIX.len()).is_some_and(|prefix| prefix.eq_ignore_ascii_case(PREFIX))
+}
+
 /// What a pod's annotation says, if it says anything: a blank one is what a chart's template makes of no value.
 pub fn said(annotation: Option<&str>) -> Option<&str> {
     annotation.filter(|text| !text.trim().is_empty())
@@ -284,6 +292,22 @@ mod tests {
     fn a_blank_annotation_says_nothing() {
         assert_eq!([None, Some(""), Some(" \n")].map(said), [None; 3]);
         assert_eq!(said(Some("clock")), Some("clock"), "what is wrong is told");
+    }
+
+    #[test]
+    fn what_begins_like_ours_is_ours() {
+        for (key, ours) in [
+            ("pillion.dev/sidecars", true),
+            ("pillion.dev/sidecar", true),
+            ("Pillion.dev/sidecars", true),
+            ("pillion.dev", false),
+            ("a.pillion.dev/sidecars", false),
+            ("pillion.devü/x", false),
+            ("pillion.deü/x", false),
+            ("", false),
+        ] {
+            assert_eq!(is_ours(key), ours, "{key:?}");
+        }
     }
 
     #[test]

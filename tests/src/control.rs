@@ -39,6 +39,8 @@ pub struct Plane {
     pub clock: Option<Clock>,
     /// A registry without TLS, which replicas of control that are started from now on may ask.
     pub plain_http: Option<String>,
+    /// Replicas of control that are started from now on tell of a node without agent after so many seconds.
+    pub agent_grace: Option<u32>,
     /// By which control is control there, and how it knows it.
     token: String,
     kubeconfig: PathBuf,
@@ -96,7 +98,7 @@ impl Plane {
         let token = api.kubectl(&["create", "token", CONTROL, "-n", NAMESPACE])?;
         let token = token.trim().to_owned();
         let kubeconfig = api.kubeconfig_with_token(&token)?;
-        Ok(Self { api, folder, clock: None, plain_http: None, token, kubeconfig })
+        Ok(Self { api, folder, clock: None, plain_http: None, agent_grace: None, token, kubeconfig })
     }
 
     /// Replicas of control that are started from now on reach the API server at this URL.
@@ -127,6 +129,9 @@ impl Plane {
         command.args(["--listen", &format!("127.0.0.1:{port}"), "--health-listen", &format!("127.0.0.1:{health}")]);
         if let Some(registry) = &self.plain_http {
             command.args(["--plain-http", registry]);
+        }
+        if let Some(grace) = self.agent_grace {
+            command.args(["--agent-grace", &grace.to_string()]);
         }
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         Ok(Control { process: command.spawn()?, port, health, log: path })
@@ -218,18 +223,22 @@ impl Plane {
     ///
     /// What the API server refuses.
     pub fn pod(&self, namespace: &str, name: &str, node: &str, sidecars: &str) -> Result<String> {
-        let made = self.api.create(
-            &json!({
-                "apiVersion": "v1", "kind": "Pod",
-                "metadata": {"name": name, "namespace": namespace, "annotations": {"pillion.dev/sidecars": sidecars}},
-                "spec": {
-                    "nodeName": node, "containers": [{"name": "c", "image": "r.example/c:1"}],
-                    "readinessGates": [{"conditionType": "pillion.dev/sidecars"}],
-                },
-            })
-            .to_string(),
-        )?;
-        text(&made, "/metadata/uid")
+        let metadata = json!({"name": name, "namespace": namespace, "annotations": {"pillion.dev/sidecars": sidecars}});
+        let container = json!({"name": "c", "image": "r.example/c:1"});
+        self.pod_of(node, &metadata, &container)
+    }
+
+    /// Makes a pod of one container with the readiness gate on a node; gives its UID.
+    ///
+    /// # Errors
+    ///
+    /// What the API server refuses.
+    pub fn pod_of(&self, node: &str, metadata: &Value, container: &Value) -> Result<String> {
+        let spec = json!({
+            "nodeName": node, "containers": [container], "readinessGates": [{"conditionType": "pillion.dev/sidecars"}],
+        });
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec});
+        text(&self.api.create(&pod.to_string())?, "/metadata/uid")
     }
 
     /// Deletes a pod, as a kubelet does that has ended it.

@@ -140,6 +140,72 @@ async fn a_control_that_finds_many_pods_serves_them_all() -> Result<()> {
     world.answers(&cart, 8081, "/env?name=NAME", "listed").await
 }
 
+#[tokio::test]
+async fn what_a_pod_says_in_vain_and_a_port_that_a_container_has_too_are_told() -> Result<()> {
+    let mut world = World::start().await?;
+    let container = json!({"name": "main", "image": "r.example/c:1"});
+    let sidecars = "pillion.dev/sidecars";
+    // One that is there before its control is.
+    world.control.kill()?;
+    let early = json!({"name": "early", "namespace": "shop", "annotations": {"pillion.dev/sidecar": "hello=8081"}});
+    world.plane.pod_of("a", &early, &container)?;
+    world.control = world.plane.leader("control-1").await?;
+    world.follow_control()?;
+    world.publish("hello", "hello:1", json!({}))?;
+    world.has_event("early", "AnnotationIgnored", "nothing reads the annotation pillion.dev/sidecar:").await?;
+    let label = json!({"name": "label", "namespace": "shop", "labels": {"pillion.dev/sidecars": "hello-8081"}});
+    world.plane.pod_of("a", &label, &container)?;
+    world.has_event("label", "AnnotationIgnored", "nothing reads the label pillion.dev/sidecars:").await?;
+    // What comes later, beside what is read.
+    let cart = world.pod("shop", "cart", "hello=8081")?;
+    world.answers(&cart, 8081, "/", "hello\n").await?;
+    world.plane.api.kubectl(&["annotate", "pod", "cart", "-n", "shop", "pillion.dev/wiat=ready"])?;
+    world.has_event("cart", "AnnotationIgnored", "pillion.dev/wiat").await?;
+    let mut taken = container.clone();
+    taken["ports"] = json!([{"containerPort": 8082}]);
+    taken["livenessProbe"] = json!({"httpGet": {"port": 8083}});
+    let port = json!({"name": "port", "namespace": "shop", "annotations": {sidecars: "hello=8082"}});
+    let uid = world.plane.pod_of("a", &port, &taken)?;
+    let port = world.sandbox(&uid, "port", "hello=8082")?;
+    world.has_event("port", "SidecarPortConflict", "8082 is a containerPort of the container \"main\"").await?;
+    world.answers(&port, 8082, "/", "hello\n").await?;
+    // The annotation changes; the container does not.
+    world.plane.api.kubectl(&[
+        "annotate",
+        "pod",
+        "port",
+        "-n",
+        "shop",
+        "--overwrite",
+        &format!("{sidecars}=hello=8083"),
+    ])?;
+    world
+        .has_event("port", "SidecarPortConflict", "8083 is where a probe or a hook of the container \"main\" asks")
+        .await?;
+    let events = world.plane.api.events("shop", "cart")?;
+    ensure!(!events.contains("SidecarPortConflict"), "{events}");
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_pod_on_a_node_without_agent_is_told() -> Result<()> {
+    let mut plane = Plane::start().await?;
+    plane.agent_grace = Some(3);
+    let mut world = World::of(plane).await?;
+    world.publish("hello", "hello:1", json!({}))?;
+    let cart = world.pod("shop", "cart", "hello=8081")?;
+    world.answers(&cart, 8081, "/", "hello\n").await?;
+    world.plane.pod("shop", "lone", "b", "hello=8081")?;
+    world.has_event("lone", "SidecarsNoAgent", "no agent of the node \"b\"").await?;
+    let events = world.plane.api.events("shop", "cart")?;
+    ensure!(!events.contains("SidecarsNoAgent"), "{events}");
+    world.node.kill_host()?;
+    world.has_event("cart", "SidecarsNoAgent", "no agent of the node \"a\"").await?;
+    world.follow_control()?;
+    world.has_event("cart", "AgentConnected", "").await?;
+    world.answers(&cart, 8081, "/", "hello\n").await
+}
+
 /// A Component of the namespace `shop` with a value from a ConfigMap, which is not there yet.
 fn refer(world: &World, name: &str, map: &str) -> Result<()> {
     let from = json!({"configMapKeyRef": {"name": map, "key": "greeting"}});

@@ -4,6 +4,7 @@
 //! view and what it has, whether that is a change, a first snapshot, or what it missed.
 
 mod network;
+mod strays;
 mod view;
 
 use std::{
@@ -22,9 +23,13 @@ use sha2::{Digest, Sha256};
 
 pub use self::{
     network::isolates,
+    strays::StrayPod,
     view::{View, difference},
 };
-use crate::resource::{Access, Rejection};
+use crate::{
+    claims::Claim,
+    resource::{Access, Rejection},
+};
 
 /// A node's name.
 pub type NodeName = Arc<str>;
@@ -43,6 +48,8 @@ pub struct Catalog {
     by_name: HashMap<Name, BTreeSet<ApiUid>>,
     /// Pods that were seen to end, or to lose the annotation, by node. Only of these a node is told so.
     ended: HashMap<NodeName, VecDeque<PodUid>>,
+    /// Pods with annotations or labels that nothing reads, whether they have sidecars or not.
+    strays: HashMap<ApiUid, StrayPod>,
     /// Handlers of runtime classes.
     runtime_classes: HashMap<String, String>,
 }
@@ -74,6 +81,8 @@ pub struct ListedPod {
     pub is_mirror: bool,
     /// It has the node's network.
     pub host_network: bool,
+    /// The ports that its containers say are theirs.
+    pub claims: Box<[Claim]>,
     /// It counts as ready only when its sidecars are served.
     pub gated: bool,
     /// What runs it, if that is not what usually does.
@@ -220,8 +229,13 @@ impl Catalog {
     }
 
     /// The pods of a node.
-    pub fn pods_on(&self, node: &str) -> impl Iterator<Item = &ApiUid> {
-        self.by_node.get(node).into_iter().flatten()
+    pub fn uids_on(&self, node: &str) -> Vec<ApiUid> {
+        self.by_node.get(node).into_iter().flatten().map(ApiUid::clone).collect()
+    }
+
+    /// The nodes that have pods with sidecars.
+    pub fn nodes(&self) -> BTreeSet<NodeName> {
+        self.by_node.keys().map(NodeName::clone).collect()
     }
 
     /// What a name means to a pod: the component of its namespace, else the cluster's.

@@ -22,6 +22,7 @@ pub(crate) fn pod(namespace: &str, name: &str, node: &str, sidecars: &str) -> (A
         service_account: "default".into(),
         is_mirror: false,
         host_network: false,
+        claims: Box::default(),
         gated: false,
         runtime_class: None,
         sidecars: sidecars.parse(),

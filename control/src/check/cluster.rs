@@ -13,8 +13,9 @@ use k8s_openapi::{
     jiff::{Timestamp, fmt::rfc2822},
 };
 use kube::{Api, Client, CustomResourceExt, ResourceExt, api::ListParams, client::Body};
-use pillion_protocol::annotation::SIDECARS;
+use pillion_protocol::annotation::is_ours;
 
+use super::workloads::{self, Workload};
 use crate::{
     leader::LEASE,
     resource::{ClusterComponent, Component},
@@ -67,8 +68,10 @@ pub struct Cluster {
     pub nodes: Looked<Vec<Node>>,
     /// How pods may be run.
     pub runtime_classes: Looked<Vec<RuntimeClass>>,
-    /// Pods with the annotation that have not ended.
+    /// Pods that have not ended, and have annotations, labels or a readiness gate of ours.
     pub pods: Looked<Vec<Pod>>,
+    /// What makes pods and has the same, by kind.
+    pub workloads: Vec<(&'static str, Looked<Vec<Workload>>)>,
     /// Components of namespaces.
     pub components: Looked<Vec<Component>>,
     /// Components of the cluster.
@@ -113,12 +116,19 @@ impl Cluster {
             agent,
             nodes: all(&Api::all(client.clone()), ListParams::default(), |_| true).await,
             runtime_classes: all(&Api::all(client.clone()), ListParams::default(), |_| true).await,
-            pods: all(&Api::all(client.clone()), living, |pod: &Pod| pod.annotations().contains_key(SIDECARS)).await,
+            pods: all(&Api::all(client.clone()), living, is_pod_ours).await,
+            workloads: workloads::look(client).await,
             components: all(&Api::all(client.clone()), ListParams::default(), |_| true).await,
             cluster_components: all(&Api::all(client.clone()), ListParams::default(), |_| true).await,
             place,
         })
     }
+}
+
+fn is_pod_ours(pod: &Pod) -> bool {
+    let gates = pod.spec.iter().filter_map(|spec| spec.readiness_gates.as_ref()).flatten();
+    let mut gates = gates.map(|gate| &gate.condition_type);
+    pod.annotations().keys().chain(pod.labels().keys()).any(|key| is_ours(key)) || gates.any(|gate| is_ours(gate))
 }
 
 /// What the API server's clock says: those who write there have the cluster's time, whoever asks may have another.
@@ -143,7 +153,7 @@ where
     api.get_opt(name).await.map_err(|error| error.to_string())
 }
 
-async fn all<K>(api: &Api<K>, how: ListParams, is_one: impl Fn(&K) -> bool) -> Looked<Vec<K>>
+pub(super) async fn all<K>(api: &Api<K>, how: ListParams, is_one: impl Fn(&K) -> bool) -> Looked<Vec<K>>
 where
     K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
 {

@@ -3,12 +3,16 @@
 
 mod cluster;
 mod findings;
+mod workloads;
 
 use std::fmt;
 
 use serde::Serialize;
 
-pub use self::cluster::{Cluster, Looked, Place};
+pub use self::{
+    cluster::{Cluster, Looked, Place},
+    workloads::{Said, Workload},
+};
 
 /// Something that was looked at.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

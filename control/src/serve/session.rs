@@ -92,6 +92,11 @@ impl Sessions {
         }
     }
 
+    /// The nodes that have one.
+    pub fn nodes(&self) -> BTreeSet<NodeName> {
+        self.all().keys().map(NodeName::clone).collect()
+    }
+
     /// The node that has a stream by this token.
     pub(super) fn node_of(&self, token: &TokenHash) -> Option<NodeName> {
         let sessions = self.all();

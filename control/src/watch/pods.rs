@@ -16,7 +16,11 @@ use super::{
     LIVING, config, events,
     whole::{self, Whole},
 };
-use crate::{catalog::ListedPod, control::Control};
+use crate::{
+    catalog::{ListedPod, StrayPod},
+    control::Control,
+    strays,
+};
 
 /// The annotation by which a static pod's runtime knows it.
 const MIRROR: &str = "kubernetes.io/config.mirror";
@@ -52,6 +56,16 @@ fn seen(pod: &PartialObjectMeta<Pod>) -> Option<Seen> {
     })
 }
 
+/// What nothing reads of a pod's metadata.
+fn stray(pod: &PartialObjectMeta<Pod>) -> Option<StrayPod> {
+    let strays = strays::of_pod(pod.annotations(), pod.labels());
+    (!strays.is_empty()).then(|| StrayPod {
+        namespace: pod.namespace().unwrap_or_default(),
+        name: pod.name_any(),
+        strays: strays.into(),
+    })
+}
+
 /// Follows pods, for as long as the process lives.
 pub(super) async fn follow(client: Client, control: Arc<Control>) {
     let api: Api<PartialObjectMeta<Pod>> = Api::all(client.clone());
@@ -60,6 +74,7 @@ pub(super) async fn follow(client: Client, control: Arc<Control>) {
         client,
         control,
         seen: HashMap::new(),
+        stray: BTreeSet::new(),
         asking: JoinSet::new(),
         asked: BTreeSet::new(),
         again: BTreeSet::new(),
@@ -99,7 +114,8 @@ pub(super) async fn follow(client: Client, control: Arc<Control>) {
                     }
                 }
                 Some(Event::InitDone) => {
-                    let gone: Vec<_> = pods.seen.keys().filter(|uid| !listed.contains(*uid)).cloned().collect();
+                    let known = pods.seen.keys().chain(&pods.stray);
+                    let gone: Vec<_> = known.filter(|uid| !listed.contains(*uid)).cloned().collect();
                     gone.iter().for_each(|uid| pods.remove(uid));
                     pods.control.sessions.end_of_pods_but(&listed);
                     listed.clear();
@@ -131,6 +147,8 @@ struct Pods {
     control: Arc<Control>,
     /// Those with the annotation.
     seen: HashMap<String, Seen>,
+    /// Those with annotations or labels that nothing reads.
+    stray: BTreeSet<String>,
     asking: JoinSet<Answer>,
     /// Those that are asked for.
     asked: BTreeSet<String>,
@@ -145,9 +163,10 @@ impl Pods {
     /// A pod is new or has changed. Gives its UID.
     fn apply(&mut self, pod: &PartialObjectMeta<Pod>) -> Option<String> {
         let uid = pod.uid()?;
+        self.set_stray(&uid, stray(pod));
         match seen(pod) {
             Some(seen) => self.see(&uid, seen),
-            None => self.remove(&uid),
+            None => self.unsee(&uid),
         }
         Some(uid)
     }
@@ -155,6 +174,7 @@ impl Pods {
     /// A pod is there, and the rest of it is asked for later. Gives its UID.
     fn note(&mut self, pod: &PartialObjectMeta<Pod>) -> Option<String> {
         let uid = pod.uid()?;
+        self.set_stray(&uid, stray(pod));
         if let Some(seen) = seen(pod) {
             self.seen.insert(uid.clone(), seen);
         }
@@ -173,6 +193,26 @@ impl Pods {
     }
 
     fn remove(&mut self, uid: &str) {
+        self.set_stray(uid, None);
+        self.unsee(uid);
+    }
+
+    fn set_stray(&mut self, uid: &str, stray: Option<StrayPod>) {
+        let is_stray = stray.is_some();
+        let changed = match &stray {
+            Some(_) => self.control.catalog().stray(uid) != stray.as_ref(),
+            None => self.stray.remove(uid),
+        };
+        if is_stray {
+            self.stray.insert(uid.to_owned());
+        }
+        if changed {
+            self.control.set_stray(uid, stray);
+        }
+    }
+
+    /// It has no sidecars.
+    fn unsee(&mut self, uid: &str) {
         if self.seen.remove(uid).is_some() {
             self.control.remove_pod(uid);
         }
@@ -256,9 +296,10 @@ impl Pods {
         let (Some(node), Ok(runtime_uid)) = (whole.node, seen.runtime_uid.parse()) else { return };
         let Seen { namespace, name, annotation, is_mirror, .. } = seen;
         let pod = pillion_protocol::pod::Pod { uid: runtime_uid, namespace, name };
-        let Whole { service_account, host_network, gated, runtime_class, .. } = whole;
+        let Whole { service_account, host_network, claims, gated, runtime_class, .. } = whole;
         let (node, sidecars) = (node.into(), annotation.parse());
-        let listed = ListedPod { pod, node, service_account, is_mirror, host_network, gated, runtime_class, sidecars };
+        let listed =
+            ListedPod { pod, node, service_account, is_mirror, host_network, claims, gated, runtime_class, sidecars };
         self.control.set_pod(uid, listed);
     }
 }
@@ -269,6 +310,7 @@ impl From<&ListedPod> for Whole {
             node: Some(pod.node.to_string()),
             service_account: pod.service_account.clone(),
             host_network: pod.host_network,
+            claims: pod.claims.clone(),
             gated: pod.gated,
             runtime_class: pod.runtime_class.clone(),
         }

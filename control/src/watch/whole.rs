@@ -1,8 +1,8 @@
-//! What metadata does not say of a pod: its node, whom it runs as, its network. One pod is asked for, or all of a namespace, page by page.
+//! What metadata does not say of a pod: its node, whom it runs as, its network, the ports of its containers. One pod is asked for, or all of a namespace, page by page.
 
 use std::{collections::HashMap, time::Duration};
 
-use k8s_openapi::api::core::v1::{Pod, PodReadinessGate};
+use k8s_openapi::api::core::v1::{Container, Pod, PodReadinessGate};
 use kube::{
     Api, Client, ResourceExt,
     api::{ApiResource, ListParams},
@@ -12,7 +12,10 @@ use serde::Deserialize;
 use tokio::time::timeout;
 
 use super::LIVING;
-use crate::readiness::READINESS;
+use crate::{
+    claims::{self, Claim},
+    readiness::READINESS,
+};
 
 /// How long the API server may take for an answer.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -32,6 +35,7 @@ pub(super) struct Whole {
     pub(super) node: Option<String>,
     pub(super) service_account: String,
     pub(super) host_network: bool,
+    pub(super) claims: Box<[Claim]>,
     pub(super) gated: bool,
     pub(super) runtime_class: Option<String>,
 }
@@ -45,6 +49,8 @@ struct Spec {
     host_network: Option<bool>,
     runtime_class_name: Option<String>,
     readiness_gates: Vec<PodReadinessGate>,
+    init_containers: Vec<Container>,
+    containers: Vec<Container>,
 }
 
 type WholePod = Object<Spec, NotUsed>;
@@ -103,6 +109,7 @@ impl From<Spec> for Whole {
             node: text(spec.node_name),
             service_account: text(spec.service_account_name).unwrap_or_else(|| "default".into()),
             host_network: spec.host_network.unwrap_or_default(),
+            claims: claims::of_containers(spec.init_containers.iter().chain(&spec.containers)),
             gated: spec.readiness_gates.iter().any(|gate| gate.condition_type == READINESS),
             runtime_class: text(spec.runtime_class_name),
         }
@@ -124,7 +131,14 @@ mod tests {
         let (node, runtime_class) = (Some("a".into()), Some("gvisor".into()));
         assert_eq!(
             whole(said),
-            Whole { node, service_account: "teller".into(), host_network: true, gated: true, runtime_class }
+            Whole {
+                node,
+                service_account: "teller".into(),
+                host_network: true,
+                claims: Box::default(),
+                gated: true,
+                runtime_class
+            }
         );
     }
 

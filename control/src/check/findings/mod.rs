@@ -4,13 +4,17 @@
 //! |---|---|
 //! | `release` | Kubernetes, the definitions, control, the agent |
 //! | `nodes` | kernels and container runtimes |
-//! | `pods` | pods that name sidecars |
+//! | `pods` | pods that name sidecars, or would |
+//! | `workloads` | what makes pods |
+//! | `gates` | what keeps pods from being ready |
 //! | `components` | what they name |
 
 mod components;
+mod gates;
 mod nodes;
 mod pods;
 mod release;
+mod workloads;
 
 use std::collections::BTreeSet;
 
@@ -20,8 +24,14 @@ use super::{Cluster, Finding, Level, Looked};
 const NAMED: usize = 10;
 
 pub(super) fn all(cluster: &Cluster) -> Vec<Finding> {
-    [release::findings(cluster), nodes::findings(cluster), pods::findings(cluster), components::findings(cluster)]
-        .concat()
+    [
+        release::findings(cluster),
+        nodes::findings(cluster),
+        workloads::findings(cluster),
+        pods::findings(cluster),
+        components::findings(cluster),
+    ]
+    .concat()
 }
 
 fn unseen(about: &str, error: &str) -> Vec<Finding> {

@@ -1,26 +1,45 @@
 //! Pods that name sidecars.
 
-use k8s_openapi::api::{core::v1::Pod, node::v1::RuntimeClass};
+use k8s_openapi::api::{
+    core::v1::{Pod, PodSpec},
+    node::v1::RuntimeClass,
+};
 use kube::ResourceExt;
-use pillion_protocol::annotation::{self, SIDECARS, Sidecars};
+use pillion_protocol::annotation::{self, SIDECARS, Sidecar, Sidecars};
 
-use super::{Cluster, Finding, named, seen, unseen};
-use crate::catalog;
+use super::{Cluster, Finding, gates, named, release::is_ready, seen, unseen};
+use crate::{catalog, claims, strays};
 
 pub(super) fn findings(cluster: &Cluster) -> Vec<Finding> {
     let about = "pods with sidecars";
     seen(about, &cluster.pods, |pods| {
-        let problems: Vec<_> = pods.iter().flat_map(|pod| of_pod(cluster, pod)).collect();
-        if problems.is_empty() { vec![Finding::ok(about, format!("{}", pods.len()))] } else { problems }
+        let found: Vec<_> = pods.iter().flat_map(|pod| of_one(cluster, pod)).collect();
+        let named = pods.iter().filter(|pod| names(pod).is_some()).count();
+        if found.is_empty() { vec![Finding::ok(about, format!("{named}"))] } else { found }
     })
 }
 
-/// What keeps a pod from having what it names.
-fn of_pod(cluster: &Cluster, pod: &Pod) -> Vec<Finding> {
+/// What a pod's annotation says.
+fn names(pod: &Pod) -> Option<&str> {
+    annotation::said(pod.annotations().get(SIDECARS).map(String::as_str))
+}
+
+/// What is wrong with a pod's sidecars, and what it says in vain.
+fn of_one(cluster: &Cluster, pod: &Pod) -> Vec<Finding> {
     let about = format!("pod {}/{}", pod.namespace().unwrap_or_default(), pod.name_any());
-    let text = annotation::said(pod.annotations().get(SIDECARS).map(String::as_str));
-    let (Some(text), Some(spec)) = (text, &pod.spec) else { return Vec::new() };
-    let problem = |found: String, advice| vec![Finding::problem(about.clone(), found, advice)];
+    let names = names(pod).is_some();
+    let finding = if names { Finding::warning } else { Finding::problem };
+    let strays = strays::of_pod(pod.annotations(), pod.labels()).into_iter();
+    let strays = strays.map(|stray| finding(about.clone(), stray.found(), stray.advice()));
+    let gates = pod.spec.as_ref().and_then(|spec| spec.readiness_gates.as_ref()).into_iter().flatten();
+    let gates: Vec<_> = gates.map(|gate| gate.condition_type.clone()).collect();
+    strays.chain(gates::findings(&about, &gates, names)).chain(of_sidecars(cluster, pod, &about)).collect()
+}
+
+/// What keeps a pod from having what it names.
+fn of_sidecars(cluster: &Cluster, pod: &Pod, about: &str) -> Vec<Finding> {
+    let (Some(text), Some(spec)) = (names(pod), &pod.spec) else { return Vec::new() };
+    let problem = |found: String, advice| vec![Finding::problem(about, found, advice)];
     match text.parse::<Sidecars>() {
         Err(error) => problem(format!("annotation {SIDECARS}: {error}"), "correct the annotation"),
         Ok(_) if spec.host_network == Some(true) => problem(
@@ -33,9 +52,21 @@ fn of_pod(cluster: &Cluster, pod: &Pod) -> Vec<Finding> {
                 format!("its runtime class {class:?} keeps its network from the node"),
                 "gVisor and Kata pods cannot have sidecars: use another runtime class",
             ),
-            _ => of_names(cluster, pod, &about, &sidecars),
+            _ => [of_names(cluster, pod, about, &sidecars), of_ports(pod, spec, about, &sidecars)].concat(),
         },
     }
+}
+
+/// Ports that its containers say are theirs. A container that listens at the pod's address alone is ready all the same.
+fn of_ports(pod: &Pod, spec: &PodSpec, about: &str, sidecars: &Sidecars) -> Vec<Finding> {
+    let claims = claims::of(spec);
+    let finding = if is_ready(pod) { Finding::warning } else { Finding::problem };
+    let conflict = |sidecar: &Sidecar| {
+        let claim = claims::of_port(&claims, sidecar)?;
+        let found = format!("the sidecar {} and a container have one port: {claim}", sidecar.name);
+        Some(finding(about.to_owned(), found, claim.advice()))
+    };
+    sidecars.iter().filter_map(conflict).collect()
 }
 
 /// What is not there, and what is not for the pod.

@@ -183,7 +183,7 @@ fn image(pod: Option<&PodSpec>) -> Option<&str> {
     pod?.containers.first()?.image.as_deref()
 }
 
-fn is_ready(pod: &Pod) -> bool {
+pub(super) fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
     conditions.into_iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }

@@ -2,7 +2,7 @@ use k8s_openapi::api::core::v1::Pod;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::check::Place;
+use crate::check::{Place, Said, Workload};
 
 fn read<T: serde::de::DeserializeOwned>(text: Value) -> T {
     serde_json::from_value(text).unwrap()
@@ -52,6 +52,7 @@ fn well() -> Cluster {
         nodes: Ok(vec![read(node)]),
         runtime_classes: Ok(vec![read(json!({"metadata": {"name": "sandboxed"}, "handler": "runsc"}))]),
         pods: Ok(vec![pod("clock=8081", json!({}))]),
+        workloads: vec![("Deployment", Ok(vec![workload("Deployment shop/cart", &["sidecars"], &["sidecars"])]))],
         components: Ok(vec![]),
         cluster_components: Ok(vec![component("Ready", "True", "Ready", "1 nodes serve it")]),
     }
@@ -62,6 +63,16 @@ fn pod(sidecars: &str, more: Value) -> Pod {
     spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     let metadata = json!({"name": "cart", "namespace": "shop", "annotations": {"pillion.dev/sidecars": sidecars}});
     read(json!({"metadata": metadata, "spec": spec}))
+}
+
+/// Something that makes pods, with annotations of its own and of its pods.
+fn workload(about: &str, own: &[&str], template: &[&str]) -> Workload {
+    let said = |keys: &[&str]| Said {
+        annotations: keys.iter().map(|key| (format!("pillion.dev/{key}"), "clock=8081".into())).collect(),
+        ..Said::default()
+    };
+    let (own, template) = (vec![said(own)], Some(said(template)));
+    Workload { about: about.into(), own, template, path: "spec.template.metadata", gates: Vec::new() }
 }
 
 fn event(message: &str, at: &str) -> k8s_openapi::api::core::v1::Event {
@@ -208,5 +219,125 @@ fn what_is_wrong_is_named_with_what_to_do() {
         node(&mut cluster, kernel, runtime);
         let worst = cluster.findings().into_iter().map(|finding| finding.level).max();
         assert_eq!(worst, Some(level), "{kernel} {runtime}");
+    }
+}
+
+#[test]
+fn what_stands_where_nothing_reads_it_is_found_with_where_it_belongs() {
+    let gate = |gate: &str, template: &[&str]| Workload {
+        gates: vec!["other".into(), gate.into()],
+        ..workload("Deployment shop/cart", &[], template)
+    };
+    let labelled = |own: &[&str], template: &[&str]| {
+        let mut workload = workload("StatefulSet shop/cart", &[], &["sidecars"]);
+        let keys = |keys: &[&str]| keys.iter().map(|key| (format!("pillion.dev/{key}"), String::new())).collect();
+        workload.own[0].labels = keys(own);
+        workload.template.as_mut().unwrap().labels = keys(template);
+        workload
+    };
+    let cron_job =
+        Workload { path: "spec.jobTemplate.spec.template.metadata", ..workload("CronJob shop/a", &["sidecars"], &[]) };
+    let mut otherwise = workload("Deployment shop/cart", &["sidecars"], &["sidecars"]);
+    otherwise.own[0].annotations.values_mut().for_each(|text| *text = "clock=9999".into());
+    let namespace = Workload { template: None, ..workload("Namespace shop", &["inject"], &[]) };
+    let table = [
+        (workload("Deployment shop/cart", &[], &["sidecars", "wait"]), &[][..]),
+        (
+            workload("Deployment shop/cart", &["sidecars"], &[]),
+            &[
+                "PROBLEM  Deployment shop/cart: nothing reads the annotation pillion.dev/sidecars of its own",
+                "spec.template.metadata.annotations",
+            ],
+        ),
+        (otherwise, &["warning  Deployment shop/cart: nothing reads the annotation pillion.dev/sidecars of its own"]),
+        (cron_job, &["PROBLEM  CronJob shop/a: ", "spec.jobTemplate.spec.template.metadata.annotations"]),
+        (
+            workload("Job shop/a", &[], &["sidecar"]),
+            &[
+                "PROBLEM  Job shop/a: nothing reads the annotation pillion.dev/sidecar of its pods",
+                "those of a pod are",
+            ],
+        ),
+        (
+            workload("Job shop/a", &[], &["wait"]),
+            &["PROBLEM", "pillion.dev/wait says nothing without pillion.dev/sidecars"],
+        ),
+        (labelled(&["x"], &[]), &["warning  StatefulSet shop/cart: nothing reads the label pillion.dev/x of its own"]),
+        (
+            labelled(&["x"], &["x"]),
+            &["warning  StatefulSet shop/cart: nothing reads the label pillion.dev/x of its pods"],
+        ),
+        (gate("pillion.dev/sidecars", &["sidecars"]), &[]),
+        (
+            gate("pillion.dev/sidecars", &[]),
+            &["PROBLEM", "its readiness gate pillion.dev/sidecars opens when sidecars are served, and it names none"],
+        ),
+        (
+            gate("pillion.dev/sidecar", &["sidecars"]),
+            &["PROBLEM", "nothing opens its readiness gate pillion.dev/sidecar"],
+        ),
+        (
+            namespace,
+            &[
+                "warning  Namespace shop: nothing reads the annotation pillion.dev/inject",
+                "of each pod, or of the template",
+            ],
+        ),
+    ];
+    for (workload, expected) in table {
+        let cluster = Cluster { workloads: vec![("of a kind", Ok(vec![workload]))], ..well() };
+        let findings = cluster.findings().into_iter().filter(|finding| finding.level != Level::Ok);
+        let found: Vec<_> = findings.map(|finding| finding.to_string()).collect();
+        assert_eq!(found.len(), usize::from(!expected.is_empty()), "{expected:?}: {found:?}");
+        assert!(expected.iter().all(|expected| found[0].contains(expected)), "{expected:?}: {found:?}");
+    }
+    let cluster = Cluster { workloads: vec![("Job", Err("jobs.batch is forbidden".into()))], ..well() };
+    let findings = cluster.findings();
+    assert!(
+        findings
+            .iter()
+            .any(|of| of.level == Level::Unknown
+                && of.to_string().contains("what each Job says: jobs.batch is forbidden"))
+    );
+}
+
+#[test]
+fn what_a_pod_says_in_vain_is_found() {
+    let said = |annotations: Value, labels: Value, spec: Value| -> Pod {
+        let mut pod = json!({"metadata": {"name": "cart", "namespace": "shop", "annotations": annotations, "labels": labels}, "spec": {"containers": []}});
+        pod["spec"].as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+        read(pod)
+    };
+    let none = || json!({});
+    let clock = || json!({"pillion.dev/sidecars": "clock=8081"});
+    let port = || json!({"containers": [{"name": "main", "ports": [{"containerPort": 8081}]}]});
+    let mut ready = said(clock(), none(), port());
+    ready.status = Some(read(json!({"conditions": [{"type": "Ready", "status": "True"}]})));
+    let gate = || json!({"readinessGates": [{"conditionType": "pillion.dev/sidecars"}]});
+    let table = [
+        (said(clock(), none(), gate()), ""),
+        (
+            said(json!({"pillion.dev/sidecar": "clock=8081"}), none(), none()),
+            "PROBLEM  pod shop/cart: nothing reads the annotation pillion.dev/sidecar",
+        ),
+        (said(none(), clock(), none()), "PROBLEM  pod shop/cart: nothing reads the label pillion.dev/sidecars"),
+        (
+            said(clock(), json!({"pillion.dev/team": "a"}), none()),
+            "warning  pod shop/cart: nothing reads the label pillion.dev/team",
+        ),
+        (said(none(), none(), gate()), "PROBLEM  pod shop/cart: its readiness gate"),
+        (said(json!({"pillion.dev/sidecars": " "}), none(), none()), ""),
+        (
+            said(clock(), none(), port()),
+            "PROBLEM  pod shop/cart: the sidecar clock and a container have one port: port 8081 is a containerPort of the container \"main\"",
+        ),
+        (ready, "warning  pod shop/cart: the sidecar clock and a container have one port"),
+    ];
+    for (pod, expected) in table {
+        let cluster = Cluster { pods: Ok(vec![pod]), ..well() };
+        let findings = cluster.findings().into_iter().filter(|finding| finding.level != Level::Ok);
+        let found: Vec<_> = findings.map(|finding| finding.to_string()).collect();
+        assert_eq!(found.len(), usize::from(!expected.is_empty()), "{expected}: {found:?}");
+        assert!(found.iter().all(|found| found.starts_with(expected)), "{expected}: {found:?}");
     }
 }
