@@ -10,7 +10,8 @@ use rustsec::{
 };
 use serde::Deserialize;
 
-const LOCK_FILES: [&str; 3] = ["Cargo.lock", "deploy/catalog/Cargo.lock", "tests/guests/Cargo.lock"];
+const LOCK_FILES: [&str; 4] =
+    ["Cargo.lock", "advisories/Cargo.lock", "deploy/catalog/Cargo.lock", "tests/guests/Cargo.lock"];
 
 #[derive(Deserialize)]
 struct Deny {
@@ -29,7 +30,7 @@ struct Ignored {
 }
 
 fn repository() -> Result<&'static Path> {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the tests are in no repository")
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("this crate is in no repository")
 }
 
 fn database() -> Result<Database> {
