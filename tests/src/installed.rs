@@ -61,6 +61,8 @@ impl Installed {
             "image": {"repository": IMAGE, "tag": TAG, "pullPolicy": "Never"},
             "node": {
                 "cniBinDir": cluster.cni_bin(), "cniConfDir": cluster.cni_conf(),
+                // The first process may be one that nobody may look at.
+                "netns": format!("/host/proc/{}/ns/net", std::process::id()),
                 "stateDir": values.with_file_name("state"),
             },
             "registries": {"settings": {"registries": {&host: {"plainHttp": true}}}},

@@ -301,6 +301,8 @@ impl Node {
         let mut command = Command::new(words.next().context("no program")?);
         command.args(words).arg("--cni-socket").arg(self.cni_socket()).arg("--host-socket").arg(self.host_socket());
         command.arg("--host-uid").arg(HOST.to_string());
+        // The node is what this test is in. The first process may be one that nobody may look at.
+        command.arg("--node-netns").arg(format!("/proc/{}/ns/net", std::process::id()));
         command.arg("--state").arg(at("state")).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         std::fs::create_dir_all(self.agent.folder(self.folder.path()))?;
         self.agent.keeper = Some(command.spawn()?);

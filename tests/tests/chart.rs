@@ -108,13 +108,15 @@ fn the_manifests_are_what_deploy_render_makes() -> Result<()> {
 #[test]
 fn wrong_values_are_refused_by_the_names_of_their_keys() -> Result<()> {
     // What is set, and what the error has to name.
-    let wrong: [(&str, &[&str]); 12] = [
+    let wrong: [(&str, &[&str]); 13] = [
         ("agnet.drainSeconds=1", &["agnet"]),
         ("agent.host.storeQouta=1Gi", &["/agent/host", "storeQouta"]),
         ("agent.host.resources.limits.cpu=1", &["/agent/host/resources/limits", "cpu"]),
         ("agent.keeper.resources.limits.cpu=100m", &["/agent/keeper/resources/limits", "cpu"]),
         ("agent.host.resources.limits.memory=1 GB", &["/agent/host/resources/limits/memory", "1 GB"]),
-        ("agent.keeper.appArmorProfile=unconfined", &["/agent/keeper/appArmorProfile", "Unconfined"]),
+        // With it the keeper could not tell the node's own network namespace.
+        ("agent.keeper.appArmorProfile=RuntimeDefault", &["/agent/keeper", "appArmorProfile"]),
+        ("node.netns=run/netns/node", &["/node/netns", "run/netns/node"]),
         ("agent.maxSurge=0", &["/agent/maxSurge"]),
         ("control.replicas=two", &["/control/replicas", "integer"]),
         ("image.digest=sha256:12", &["/image/digest", "sha256:12"]),

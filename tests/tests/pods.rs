@@ -13,7 +13,7 @@ use anyhow::Result;
 use pillion_tests::{
     netns::Netns,
     node::{Node, PREVIOUS, Sandbox},
-    process,
+    process, program,
 };
 use serde_json::json;
 
@@ -152,6 +152,37 @@ fn what_cannot_be_bound_is_refused_whole() -> Result<()> {
     assert!(mount.contains("no network namespace that can be entered"), "{mount}");
     let nothing = refused(node.folder().join("none"))?;
     assert!(nothing.contains("cannot be opened"), "{nothing}");
+    Ok(())
+}
+
+#[test]
+fn the_nodes_own_namespace_is_known_or_the_keeper_does_not_start() -> Result<()> {
+    let mut node = Node::new()?;
+    // A keeper in a namespace of its own, as in a pod.
+    node.start_keeper_with(&["unshare", "-n"])?;
+    let own = format!("/proc/{}/ns/net", std::process::id());
+    let sandbox =
+        Sandbox { netns: own.into(), ..Sandbox::new("cart-0", "c1", &Netns::new(node.folder(), "a")?, "clock=8081") };
+    let (_, text) = node.cni("ADD", &sandbox)?.error()?;
+    assert!(text.contains("hostNetwork"), "{text}");
+
+    let proc = tempfile::tempdir()?;
+    let file = proc.path().join("file");
+    fs::write(&file, "")?;
+    let [folder, file] = [proc.path(), &file].map(|path| path.display().to_string());
+    for (arguments, named) in [
+        (["--proc", &folder], format!("{folder}/1/ns/net")),
+        (["--node-netns", &file], format!("{file} is not a file of a namespace")),
+    ] {
+        let mut keeper = program::clean(program::named("pillion-keeper")?);
+        keeper.args(arguments).arg("--state").arg(proc.path().join("state"));
+        for socket in ["--cni-socket", "--host-socket"] {
+            keeper.arg(socket).arg(proc.path().join("no/such/folder").join(socket));
+        }
+        let ended = keeper.output()?;
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert!(!ended.status.success() && said.contains(&named) && said.contains("--node-netns"), "{said}");
+    }
     Ok(())
 }
 

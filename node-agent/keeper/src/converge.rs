@@ -94,7 +94,7 @@ impl Keeper {
 
     /// Looks for pods that are desired and not held, and binds what can be bound.
     fn find(&mut self, missing: &BTreeMap<PodUid, Option<PathBuf>>) {
-        for (uid, found) in find::find(&self.proc, missing) {
+        for (uid, found) in find::find(&self.proc, |found| self.entrance.is_node(found), missing) {
             let Some(desired) = self.desired.get(&uid) else { continue };
             let (pod, sidecars) = (desired.pod.clone(), desired.sidecars.clone());
             let netns = found.map_err(|_| NetnsError::HostNetwork).and_then(|Found { sandbox, netns }| {

@@ -36,13 +36,17 @@ struct Process {
 /// Finds the namespaces of these pods by the node's `proc`. Pods without a process are left out.
 ///
 /// Another process's namespace can be looked at with CAP_SYS_PTRACE only.
-pub fn find(proc: &Path, pods: &BTreeMap<PodUid, Option<PathBuf>>) -> BTreeMap<PodUid, Result<Found, HostNetwork>> {
-    let node = fs::metadata(proc.join("1/ns/net"));
+/// `is_node` knows the node's own.
+pub fn find(
+    proc: &Path,
+    is_node: impl Fn(&Metadata) -> bool,
+    pods: &BTreeMap<PodUid, Option<PathBuf>>,
+) -> BTreeMap<PodUid, Result<Found, HostNetwork>> {
     let oldest = oldest_processes(proc, &pods.keys().collect());
     let look = |uid: &PodUid, process: Process| {
         let own = proc.join(process.number.to_string()).join("ns/net");
         let found = fs::metadata(&own).ok()?;
-        if node.as_ref().is_ok_and(|node| is_same(node, &found)) {
+        if is_node(&found) {
             return Some(Err(HostNetwork));
         }
         let hint = pods.get(uid).cloned().flatten();

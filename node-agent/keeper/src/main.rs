@@ -78,6 +78,11 @@ struct Config {
     /// The node's /proc, where pods that are older than this node's agent are found
     #[arg(long, value_name = "DIR", default_value = "/proc", env = "PILLION_PROC")]
     proc: PathBuf,
+    /// A file of the node's own network namespace, which is never used for a pod [default: 1/ns/net in the node's /proc]
+    ///
+    /// For nodes whose first process may not be looked at: `ip netns attach node 1` makes such a file on the node.
+    #[arg(long, value_name = "PATH", env = "PILLION_NODE_NETNS")]
+    node_netns: Option<PathBuf>,
 }
 
 fn main() -> ExitCode {
@@ -104,7 +109,8 @@ fn run(config: &Config) -> anyhow::Result<ExitCode> {
     // Before any thread is there: each has what the one that starts it has.
     Process::Keeper.confine()?;
     tracing::info!(?config, "the keeper starts");
-    let entrance = Entrance::start(&config.proc)?;
+    let node = config.node_netns.clone().unwrap_or_else(|| config.proc.join("1/ns/net"));
+    let entrance = Entrance::start(&node)?;
     let (inputs, inbox) = channel();
     let ends = inputs.clone();
     let mut signals = Signals::new([SIGINT, SIGTERM])?;

@@ -4,16 +4,20 @@
 //! looks for a pod's processes. A thread that cannot come back ends the whole process: it must never serve another pod.
 
 use std::{
-    fs::File,
+    fs::{File, Metadata, OpenOptions},
     io,
-    os::{fd::AsFd, unix::fs::MetadataExt},
-    path::Path,
+    os::{
+        fd::AsFd,
+        unix::fs::{MetadataExt, OpenOptionsExt},
+    },
+    path::{Path, PathBuf},
     sync::mpsc::{Sender, channel},
     thread,
 };
 
 use pillion_sockets::sys;
 use rustix::{
+    fs::{OFlags, fstatfs},
     net::{AddressFamily, SocketFlags, SocketType, socket_with},
     thread::{LinkNameSpaceType, move_into_link_name_space},
 };
@@ -52,6 +56,21 @@ pub enum NetnsError {
     Io(#[from] io::Error),
 }
 
+/// Why the keeper does not start: without knowing it would bind sidecars of pods on the node's network at the node's own localhost.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the node's own network namespace, {}, cannot be told from pods': {error}. The keeper needs CAP_SYS_PTRACE, the node's /proc \
+     (--proc) and no AppArmor profile that hides it; or name a file of that namespace by --node-netns",
+    .path.display()
+)]
+pub struct UnknownNode {
+    path: PathBuf,
+    error: io::Error,
+}
+
+/// The type of the file system that namespaces' files are of: `NSFS_MAGIC` in linux/magic.h.
+const NSFS: u64 = 0x6e73_6673;
+
 type Work = Box<dyn FnOnce() + Send>;
 
 /// The thread that enters namespaces.
@@ -59,17 +78,22 @@ type Work = Box<dyn FnOnce() + Send>;
 pub struct Entrance {
     jobs: Sender<(File, Work, Sender<io::Result<()>>)>,
     own: NetnsId,
-    /// The node's, by device and inode, where it can be seen.
-    node: Option<(u64, u64)>,
+    /// The node's, by device and inode.
+    node: (u64, u64),
 }
 
 impl Entrance {
-    /// Starts the thread. `proc` is the node's `/proc`.
+    /// Starts the thread. `node` leads to the node's own namespace, which is never used.
     ///
     /// # Errors
     ///
-    /// A thread that cannot be started, a kernel without network namespaces or without their cookies.
-    pub fn start(proc: &Path) -> io::Result<Self> {
+    /// A node's namespace that cannot be looked at, a thread that cannot be started, a kernel without network namespaces or without their cookies.
+    pub fn start(node: &Path) -> anyhow::Result<Self> {
+        let found = std::fs::metadata(node).and_then(|found| {
+            open(node)?;
+            Ok((found.dev(), found.ino()))
+        });
+        let node = found.map_err(|error| UnknownNode { path: node.to_owned(), error })?;
         let (jobs, inbox) = channel::<(File, Work, Sender<io::Result<()>>)>();
         let own = identify(&own_namespace()?, own_cookie()?)?;
         thread::Builder::new().name("netns".into()).spawn(move || {
@@ -78,7 +102,6 @@ impl Entrance {
                 _ = done.send(within(&netns, &home, work));
             }
         })?;
-        let node = std::fs::metadata(proc.join("1/ns/net")).ok().map(|node| (node.dev(), node.ino()));
         Ok(Self { jobs, own, node })
     }
 
@@ -107,7 +130,12 @@ impl Entrance {
     ///
     /// See [`NetnsError`].
     pub fn open(&self, path: &Path) -> Result<Netns, NetnsError> {
-        self.identify(File::open(path)?)
+        self.identify(open(path)?)
+    }
+
+    /// Whether what was found is the node's own namespace.
+    pub fn is_node(&self, found: &Metadata) -> bool {
+        self.node == (found.dev(), found.ino())
     }
 
     /// Finds out who the namespace behind a descriptor is.
@@ -118,7 +146,7 @@ impl Entrance {
     pub fn identify(&self, file: File) -> Result<Netns, NetnsError> {
         let cookie = self.enter(&file, own_cookie).map_err(NetnsError::Enter)?;
         let id = identify(&file, cookie?)?;
-        if id == self.own || self.node == Some((id.device, id.inode)) {
+        if id == self.own || self.node == (id.device, id.inode) {
             return Err(NetnsError::HostNetwork);
         }
         Ok(Netns { file, id })
@@ -149,6 +177,21 @@ impl Netns {
     fn is(&self, found: &std::fs::Metadata) -> bool {
         (found.dev(), found.ino()) == (self.id.device, self.id.inode)
     }
+}
+
+/// Opens a namespace's file, and nothing else: a pipe would keep the caller waiting for somebody to write.
+fn open(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags((OFlags::NONBLOCK | OFlags::NOCTTY).bits().cast_signed())
+        .open(path)?;
+    if u64::try_from(fstatfs(&file)?.f_type) != Ok(NSFS) {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{} is not a file of a namespace", path.display()),
+        ));
+    }
+    Ok(file)
 }
 
 fn own_namespace() -> io::Result<File> {
@@ -184,4 +227,24 @@ fn within(netns: &File, home: &File, work: Work) -> io::Result<()> {
 
 fn enter(netns: &File) -> io::Result<()> {
     Ok(move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::{CWD, Mode, mknodat};
+
+    use super::*;
+
+    #[test]
+    fn what_is_not_a_namespace_is_refused_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        mknodat(CWD, &pipe, rustix::fs::FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let entrance = Entrance::start(Path::new("/proc/self/ns/net")).unwrap();
+        for path in [&pipe, Path::new("/dev/null")] {
+            let error = entrance.open(path).unwrap_err();
+            assert!(error.to_string().contains("is not a file of a namespace"), "{error}");
+        }
+        assert!(matches!(Entrance::start(&pipe), Err(error) if error.to_string().contains("--node-netns")));
+    }
 }
