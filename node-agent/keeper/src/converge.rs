@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     io,
     path::PathBuf,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use pillion_protocol::{
@@ -54,6 +54,18 @@ impl Keeper {
         self.write_changes();
     }
 
+    /// Binds at `::1` where that has come with `lo`.
+    pub(crate) fn bind_loopback(&mut self) {
+        let missing = |pod: &Pod| {
+            let ports: Vec<Port> = pod.awaiting_loopback().collect();
+            if ports.is_empty() || !self.entrance.has_ipv6(&pod.netns) { Vec::new() } else { ports }
+        };
+        let missing: Vec<_> = self.pods.iter().map(|(uid, pod)| (uid.clone(), missing(pod))).collect();
+        for (uid, ports) in missing {
+            ports.into_iter().for_each(|port| self.bind(&uid, port));
+        }
+    }
+
     fn close_port(&mut self, uid: &PodUid, port: Port) {
         if let Some(pod) = self.pods.get_mut(uid) {
             pod.listeners.remove(&port);
@@ -71,6 +83,10 @@ impl Keeper {
         let missing = usize::from(!pod.listeners.contains_key(&port));
         let allowed = self.capacity.allows(self.hosts.listeners_max(), pods, held, missing).map_err(Refusal::Capacity);
         let bound = allowed.and_then(|()| Ok(pod.bind(&self.entrance, port)?));
+        if bound.is_err() {
+            // Said once here; the next comparison tries again.
+            pod.loopback_until = Instant::now();
+        }
         if pod.open() > before {
             self.hosts.tell_of(pod);
         }

@@ -29,6 +29,9 @@ use crate::{
 /// How often what is desired is compared with what is there.
 const COMPARE: Duration = Duration::from_secs(30);
 
+/// How often `::1` is looked for in a pod that lacks it, within its first minute. That `lo` comes up nobody says but netlink.
+const LOOPBACK: Duration = Duration::from_secs(1);
+
 /// What the keeper reacts to.
 pub enum Input {
     /// The plugin asks, with the pod's namespace.
@@ -120,6 +123,8 @@ pub struct Keeper {
     /// The node's `/proc`.
     pub(crate) proc: PathBuf,
     pub(crate) next_comparison: Instant,
+    /// When `::1` is looked for again where it is missing.
+    next_loopback: Instant,
     /// Sandboxes that ended a moment ago: what is said of them is late.
     pub(crate) ended: BTreeMap<SandboxId, Instant>,
     /// What is held is not written down yet.
@@ -136,9 +141,21 @@ impl Keeper {
         let kept = state.read()?;
         let (pods, desired) = (BTreeMap::new(), BTreeMap::new());
         let (hosts, capacity, next_comparison) = (Hosts::default(), Capacity::of_this_process(), Instant::now());
-        let (ended, changed) = (BTreeMap::new(), false);
-        let mut keeper =
-            Self { pods, hosts, claim, desired, entrance, state, capacity, proc, next_comparison, ended, changed };
+        let (ended, changed, next_loopback) = (BTreeMap::new(), false, Instant::now());
+        let mut keeper = Self {
+            pods,
+            hosts,
+            claim,
+            desired,
+            entrance,
+            state,
+            capacity,
+            proc,
+            next_comparison,
+            next_loopback,
+            ended,
+            changed,
+        };
         for kept in kept {
             keeper.find_again(kept);
         }
@@ -153,7 +170,15 @@ impl Keeper {
                 self.next_comparison = Instant::now() + COMPARE;
                 self.compare();
             }
-            match inbox.recv_timeout(self.next_comparison.saturating_duration_since(Instant::now())) {
+            let mut next = self.next_comparison;
+            if self.pods.values().any(|pod| pod.awaiting_loopback().next().is_some()) {
+                if self.next_loopback <= Instant::now() {
+                    self.next_loopback = Instant::now() + LOOPBACK;
+                    self.bind_loopback();
+                }
+                next = next.min(self.next_loopback);
+            }
+            match inbox.recv_timeout(next.saturating_duration_since(Instant::now())) {
                 Ok(Input::Plugin { call, netns, again, answer }) => _ = answer.send(self.answer(call, netns, again)),
                 Ok(Input::Successor { generation, link }) => match self.hand_over(generation, link) {
                     Ok(()) => return Ended::Succeeded,

@@ -5,6 +5,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::{Duration, Instant},
 };
 
 use pillion_protocol::{
@@ -18,6 +19,9 @@ use crate::{
     plan::Observed,
 };
 
+/// For how long a pod's `::1` is looked for often.
+const LOOPBACK: Duration = Duration::from_secs(60);
+
 /// A pod whose endpoints are held.
 pub struct Pod {
     /// What was asked for.
@@ -28,6 +32,8 @@ pub struct Pod {
     pub learned: bool,
     /// What is open.
     pub listeners: BTreeMap<Port, Listeners>,
+    /// Until when `::1`, which comes with `lo`, is looked for often.
+    pub loopback_until: Instant,
 }
 
 /// A port's listeners.
@@ -52,7 +58,8 @@ pub struct BindError {
 impl Pod {
     /// One with nothing open.
     pub fn new(add: Add, netns: Netns) -> Self {
-        Self { add, netns, learned: false, listeners: BTreeMap::new() }
+        let loopback_until = Instant::now() + LOOPBACK;
+        Self { add, netns, learned: false, listeners: BTreeMap::new(), loopback_until }
     }
 
     /// Writes a log line about it.
@@ -115,6 +122,13 @@ impl Pod {
     pub fn is_whole(&self, entrance: &Entrance) -> bool {
         let ipv6 = entrance.has_ipv6(&self.netns);
         self.listeners.values().all(|listeners| listeners.is_whole(ipv6))
+    }
+
+    /// The ports that listen at 127.0.0.1 only, while `::1` may come any moment.
+    pub fn awaiting_loopback(&self) -> impl Iterator<Item = Port> {
+        let awaiting = Instant::now() < self.loopback_until;
+        let missing = move |listeners: &Listeners| awaiting && listeners.v6.is_none();
+        self.listeners.iter().filter(move |(_, listeners)| missing(listeners)).map(|(port, _)| *port)
     }
 
     /// Its endpoints that have listeners, with them.
