@@ -68,10 +68,10 @@ soak: build guests
 
 lint:
 	tests/setup build
-	for manifest in Cargo.toml advisories/Cargo.toml deploy/catalog/Cargo.toml tests/guests/Cargo.toml; do \
+	for manifest in Cargo.toml .ci/advisories/Cargo.toml deploy/catalog/Cargo.toml tests/guests/Cargo.toml; do \
 		cargo fmt --all --check --manifest-path $$manifest || exit 1; done
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	cargo clippy --locked --manifest-path advisories/Cargo.toml --all-targets -- -D warnings
+	cargo clippy --locked --manifest-path .ci/advisories/Cargo.toml --all-targets -- -D warnings
 	cargo clippy --locked --manifest-path deploy/catalog/Cargo.toml --all-targets -- -D warnings
 	cargo clippy --locked --manifest-path deploy/catalog/Cargo.toml --target wasm32-wasip2 -- -D warnings
 	cargo clippy --locked --manifest-path tests/guests/Cargo.toml --target wasm32-wasip2 -- -D warnings

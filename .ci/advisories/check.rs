@@ -1,4 +1,4 @@
-//! Known faults of the crates that we build with: `advisories/` holds those of RustSec's database, `deny.toml` what we live with.
+//! Known faults of the crates that we build with: `crates/` holds those of RustSec's database, `deny.toml` what we live with.
 
 use std::{collections::BTreeSet, path::Path};
 
@@ -11,7 +11,7 @@ use rustsec::{
 use serde::Deserialize;
 
 const LOCK_FILES: [&str; 4] =
-    ["Cargo.lock", "advisories/Cargo.lock", "deploy/catalog/Cargo.lock", "tests/guests/Cargo.lock"];
+    ["Cargo.lock", ".ci/advisories/Cargo.lock", "deploy/catalog/Cargo.lock", "tests/guests/Cargo.lock"];
 
 #[derive(Deserialize)]
 struct Deny {
@@ -30,11 +30,11 @@ struct Ignored {
 }
 
 fn repository() -> Result<&'static Path> {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("this crate is in no repository")
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).context("this crate is in no repository")
 }
 
 fn database() -> Result<Database> {
-    Ok(Database::open(&repository()?.join("advisories"))?)
+    Ok(Database::open(&repository()?.join(".ci/advisories"))?)
 }
 
 /// What concerns the crates of a lock file: the advisory, and a line about it.
