@@ -1,4 +1,5 @@
-//! System calls by what they are for. A call that is not listed here is refused to every process.
+//! System calls by what they are for. A call that is not listed here is refused to every process; of some that are, the arguments are looked at, too:
+//! see `arguments`.
 
 use libc::*;
 
@@ -72,7 +73,7 @@ pub const BASE: &[i64] = &[
     SYS_dup2,
 ];
 
-/// Threads. That a process is none is looked at.
+/// Threads.
 pub const THREADS: &[i64] = &[SYS_clone];
 
 /// Files and folders.

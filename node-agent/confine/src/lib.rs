@@ -6,9 +6,11 @@
 //! | file | holds |
 //! |---|---|
 //! | `calls` | system calls by what they are for |
+//! | `arguments` | what is looked at in the arguments of some |
 
 #![forbid(unsafe_code)]
 
+mod arguments;
 mod calls;
 
 use std::collections::BTreeMap;
@@ -18,9 +20,7 @@ use rustix::{
     process::{DumpableBehavior, set_dumpable_behavior},
     thread::{CapabilitySet, CapabilitySets},
 };
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, SeccompRule};
 
 /// A process of the node's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,33 +109,11 @@ impl Process {
     fn filter(self) -> Result<BpfProgram, ConfineError> {
         let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
             self.calls().into_iter().flatten().map(|call| (*call, Vec::new())).collect();
-        let calls = self.calls();
-        if calls.contains(&calls::THREADS) && !calls.contains(&calls::SPAWNING) {
-            // A new process is refused where there is no spawning; a new thread is not. clone3 cannot be looked into.
-            let thread = u64::from(libc::CLONE_THREAD.unsigned_abs());
-            rules.insert(libc::SYS_clone, vec![first_is(SeccompCmpOp::MaskedEq(thread), thread)?]);
-        }
-        if matches!(self, Self::Worker | Self::Puller | Self::Resolver | Self::Follower | Self::Compiler) {
-            // The supervisor is the same user, and may do more: it is neither signalled nor limited by them.
-            let own = u64::from(std::process::id());
-            rules.insert(libc::SYS_tgkill, vec![first_is(SeccompCmpOp::Eq, own)?]);
-            rules.insert(libc::SYS_prlimit64, vec![first_is(SeccompCmpOp::Eq, 0)?]);
-        }
-        if matches!(self, Self::Worker | Self::Puller | Self::Resolver | Self::Follower) {
-            // No Unix socket: who connects to the keeper's is known by the user alone.
-            let families = [libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
-            let families = families.map(|family| first_is(SeccompCmpOp::Eq, u64::from(family.unsigned_abs())));
-            rules.insert(libc::SYS_socket, families.into_iter().collect::<Result<_, _>>()?);
-        }
+        rules.extend(arguments::looked_at(self)?);
         let otherwise = SeccompAction::Errno(libc::ENOSYS.unsigned_abs());
         let filter = SeccompFilter::new(rules, otherwise, SeccompAction::Allow, std::env::consts::ARCH.try_into()?)?;
         Ok(filter.try_into()?)
     }
-}
-
-/// A call is allowed if its first argument is this.
-fn first_is(operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, seccompiler::BackendError> {
-    SeccompRule::new(vec![SeccompCondition::new(0, SeccompCmpArgLen::Dword, operator, value)?])
 }
 
 /// What names and certificates are found by: their files, and the libraries that read them.
