@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 /// Whether it is shown as what it is: not a control character (C0, DEL, C1), nor one that turns the direction of text or ends a line.
-fn is_plain(c: char) -> bool {
+pub fn is_plain(c: char) -> bool {
     let turns = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     !(c.is_control() || turns || matches!(c, '\u{2028}' | '\u{2029}'))
 }

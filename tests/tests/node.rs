@@ -57,6 +57,25 @@ async fn a_pod_reaches_a_component_from_a_registry_also_when_that_is_away() -> R
     says(&second, V6, 8081, "/", "hello\n")
 }
 
+/// Looks for an event of the binding `clock` in the host's log, with its reason if it has one.
+fn event(node: &Node, kind: &str, reason: &str) -> Result<()> {
+    let texts = [
+        ("event", kind),
+        ("namespace", "shop"),
+        ("pod", "cart-0"),
+        ("component", "clock"),
+        ("binding", "clock"),
+        ("reason", reason),
+    ];
+    let log = node.log();
+    let is_it = |line: &serde_json::Value| {
+        let text = |field: &str| line.get(field).and_then(serde_json::Value::as_str).unwrap_or_default();
+        texts.iter().all(|(field, expected)| text(field) == *expected) && line.get("port") == Some(&8081.into())
+    };
+    ensure!(log.lines().filter_map(|line| serde_json::from_str(line).ok()).any(|line| is_it(&line)), "{log}");
+    Ok(())
+}
+
 #[test]
 fn a_pod_reaches_three_components_at_its_localhost_and_nobody_else_does() -> Result<()> {
     let node = node()?;
@@ -89,8 +108,11 @@ fn a_component_that_is_not_known_is_said_so_until_it_is() -> Result<()> {
     assert!(node.cni("ADD", &Sandbox::new("cart-0", "c1", &netns, "clock=8081"))?.success, "it binds all the same");
     let expected = "there is no component \\\"clock\\\"";
     soon("an answer that names it", || says(&netns, V4, 8081, "/", expected))?;
+    node.add(&Component::guest("clock", "not-http")?)?;
+    soon("the event of one that cannot be served", || event(&node, "failed", "component"))?;
     node.add(&Component::guest("clock", "hello-wasip2")?)?;
-    soon("the component", || says(&netns, V4, 8081, "/", "hello\n"))
+    soon("the component", || says(&netns, V4, 8081, "/", "hello\n"))?;
+    soon("the event of one that can", || event(&node, "ready", ""))
 }
 
 #[test]

@@ -1,7 +1,10 @@
 //! Calls that guests make: nowhere by default, and where the component says.
 
+use std::net::Ipv4Addr;
+
 use anyhow::Result;
 use pillion_tests::{Answer, Component, FAULTS, Host, Protocol, get, upstream::Upstream, wait_until};
+use tokio::{io::AsyncWriteExt, net::TcpListener};
 
 /// Until a line is in the log.
 const SOON: std::time::Duration = std::time::Duration::from_secs(30);
@@ -19,6 +22,23 @@ async fn calling(hosts: &[&str]) -> Result<Host> {
 
 async fn out(host: &Host, guest: &str, url: &str) -> Result<Answer> {
     get(Protocol::H1, host.port(guest)?, &format!("/out?url={}", url.replace('%', "%25"))).await
+}
+
+/// Waits for a line about a call of this guest's.
+async fn told(host: &Host, what: &str, guest: &str, to: &str) -> Result<String> {
+    let line = || {
+        let parts = [what.to_owned(), format!("\"component\":\"{guest}\""), format!("\"to\":\"{to}\"")];
+        host.log().into_iter().find(|line| parts.iter().all(|part| line.contains(part)))
+    };
+    wait_until("a line about the call", SOON, line).await
+}
+
+/// No warning leaves open whose guest it is about.
+fn nothing_is_told_of_nobody(host: &Host) -> Result<()> {
+    let of_nobody: Vec<_> =
+        host.log().into_iter().filter(|line| line.contains("\"WARN\"") && !line.contains("\"component\"")).collect();
+    anyhow::ensure!(of_nobody.is_empty(), "{of_nobody:#?}");
+    Ok(())
 }
 
 /// Asks both guests, and checks that the call is denied and that nothing reached the server.
@@ -159,8 +179,9 @@ async fn an_upstreams_body_is_streamed_and_one_that_is_cut_is_cut() -> Result<()
         assert_eq!(answer.body.len(), 3_000_000, "{guest}");
         let answer = out(&host, guest, &format!("http://127.0.0.1:{}/", cut.port())).await;
         assert!(answer.is_err(), "{guest}: a body that the upstream cut looks whole");
+        told(&host, "call out broke off", guest, &format!("http://127.0.0.1:{}", cut.port())).await?;
     }
-    Ok(())
+    nothing_is_told_of_nobody(&host)
 }
 
 #[tokio::test]
@@ -177,21 +198,23 @@ async fn an_empty_path_is_a_slash() -> Result<()> {
 
 #[tokio::test]
 async fn a_call_that_is_denied_or_fails_is_told_to_the_log() -> Result<()> {
-    let host = calling(&["http://localhost:1"]).await?;
+    let plain = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let tls = format!("https://127.0.0.1:{}", plain.local_addr()?.port());
+    // It ends with the test's runtime.
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = plain.accept().await {
+            _ = stream.write_all(HELLO.as_bytes()).await;
+        }
+    });
+    let host = calling(&["http://localhost:1", &tls]).await?;
     for guest in FAULTS {
         out(&host, guest, "http://example.test:8000/secret").await?;
         out(&host, guest, "http://localhost:1/").await?;
-        let said = |to: &str| {
-            let lines = host.log();
-            let line = lines.iter().find(|line| {
-                let has = |text: &str| line.contains(text);
-                has("call out failed") && has(&format!("\"component\":\"{guest}\"")) && has(&format!("\"to\":\"{to}\""))
-            });
-            line.cloned()
-        };
-        let denied = wait_until("a line about the denied call", SOON, || said("http://example.test:8000")).await?;
+        out(&host, guest, &tls).await?;
+        let denied = told(&host, "call out failed", guest, "http://example.test:8000").await?;
         anyhow::ensure!(denied.contains("spec.allowedOutboundHosts") && !denied.contains("secret"), "{denied}");
-        wait_until("a line about the failed call", SOON, || said("http://localhost:1")).await?;
+        told(&host, "call out failed", guest, "http://localhost:1").await?;
+        told(&host, "call out failed", guest, &tls).await?;
     }
-    Ok(())
+    nothing_is_told_of_nobody(&host)
 }

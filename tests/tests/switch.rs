@@ -135,7 +135,10 @@ async fn requests_in_flight_finish_on_the_old_version() -> Result<()> {
     tokio::time::sleep(Duration::from_millis(200)).await;
     let seen = host.events();
     image.replace_by("hello-wasip2")?;
-    ready_after(&host, &seen).await?;
+    let ready = ready_after(&host, &seen).await?;
+    let before = host.event("ready").context("no first event `ready`")?;
+    assert!(before["replaces"].is_null() && before["digest"] != ready["digest"], "{before} {ready}");
+    assert_eq!(ready["replaces"], before["digest"], "{ready}");
     assert_eq!(status(&host).await?, 200, "the new version answers");
     assert!(in_flight.iter().all(|request| !request.is_finished()), "the switch took too long to tell anything");
     for request in in_flight {
@@ -159,6 +162,8 @@ async fn a_broken_new_file_leaves_the_old_version_serving() -> Result<()> {
         });
         let failed = failed.await?;
         assert_eq!((&failed["component"], &failed["port"]), (&"x".into(), &host.port("x")?.into()), "{failed}");
+        let ready = host.event("ready").context("no event `ready`")?;
+        assert_eq!(failed["serves"], ready["digest"], "{failed}");
         assert_eq!(status(&host).await?, 200, "after {expected}");
     }
     let seen = host.events();

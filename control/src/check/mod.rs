@@ -7,6 +7,7 @@ mod workloads;
 
 use std::fmt;
 
+use pillion_protocol::text::plain;
 use serde::Serialize;
 
 pub use self::{
@@ -68,8 +69,8 @@ impl fmt::Display for Finding {
             Level::Unknown => "unknown",
             Level::Problem => "PROBLEM",
         };
-        write!(f, "{level:<8} {}: {}", self.about, self.found)?;
-        self.advice.iter().try_for_each(|advice| write!(f, "\n{:9}→ {advice}", ""))
+        write!(f, "{level:<8} {}: {}", plain(&self.about), plain(&self.found))?;
+        self.advice.iter().try_for_each(|advice| write!(f, "\n{:9}→ {}", "", plain(advice)))
     }
 }
 

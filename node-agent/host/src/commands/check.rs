@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use pillion_control::check::{Cluster, Level, Place};
 
-use super::Output;
+use super::{Output, say};
 
 /// Looks at a cluster, and says what keeps its pods from having their sidecars.
 #[derive(clap::Args)]
@@ -29,8 +29,8 @@ impl Check {
         let findings = cluster.findings();
         for finding in &findings {
             match self.output {
-                Output::Text => println!("{finding}"),
-                Output::Json => println!("{}", serde_json::to_string(finding)?),
+                Output::Text => finding.to_string().lines().for_each(say::out),
+                Output::Json => say::json(finding)?,
             }
         }
         let is_well = findings.iter().all(|finding| finding.level < Level::Unknown);

@@ -9,10 +9,10 @@ use std::{
 };
 
 use anyhow::Context;
-use pillion_protocol::digest::Digest;
+use pillion_protocol::{digest::Digest, text::plain};
 use serde::Serialize;
 
-use super::{Output, StoreArgs, output};
+use super::{Output, StoreArgs, output, say};
 use crate::{engine::settings::World, scheduler::cores, store::Library, supervisor::child};
 
 /// Compiles components ahead of time into the store.
@@ -66,13 +66,14 @@ fn compile<'a>(library: &Library, file: &'a Path) -> anyhow::Result<Compiled<'a>
 }
 
 impl Compiled<'_> {
-    fn print(&self, output: Output) -> String {
+    fn print(&self, output: Output) {
         match output {
-            Output::Json => serde_json::to_string(self).unwrap_or_default(),
+            Output::Json => _ = say::json(self),
             Output::Text => {
                 let Self { file, digest, world, native_bytes, compiled, seconds } = self;
                 let how = if *compiled { format!("compiled in {seconds:.2} s") } else { "was compiled before".into() };
-                format!("{}: {world}, {how}, {native_bytes} bytes of native code, {digest}", file.display())
+                let file = file.display();
+                say::out(format_args!("{file}: {world}, {how}, {native_bytes} bytes of native code, {digest}"));
             }
         }
     }
@@ -85,13 +86,13 @@ impl Compile {
         let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
         let work = || {
             while let Some(file) = self.files.get(next.fetch_add(1, Relaxed)) {
-                progress.set_message(file.display().to_string());
+                progress.set_message(plain(&file.display().to_string()).into_owned());
                 let compiled = compile(&library, file).with_context(|| file.display().to_string());
                 progress.suspend(|| match compiled {
-                    Ok(compiled) => println!("{}", compiled.print(self.output)),
+                    Ok(compiled) => compiled.print(self.output),
                     Err(error) => {
                         failed.store(true, Relaxed);
-                        eprintln!("error: {error:#}");
+                        say::err(format_args!("error: {error:#}"));
                     }
                 });
                 progress.inc(1);

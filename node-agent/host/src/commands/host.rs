@@ -10,7 +10,7 @@ use pillion_protocol::{
 use pillion_sockets::listen;
 
 use super::{
-    KeepArgs, RegistryArgs,
+    KeepArgs, RegistryArgs, events,
     run::{terminate_on_signals, watched},
 };
 use crate::{
@@ -19,12 +19,7 @@ use crate::{
     follower,
     log::{Log, LogFormat},
     store::Store,
-    supervisor::{
-        Desired, Input, Supervisor,
-        control::Control,
-        keeper,
-        message::{Event, Settings},
-    },
+    supervisor::{Desired, Input, Supervisor, control::Control, keeper, message::Settings},
     sys::ThreadClass,
 };
 
@@ -169,10 +164,7 @@ impl Host {
             follow_folder(folder, components, supervisor.inputs())?;
         }
         keeper::follow(self.keeper_socket, supervisor.inputs())?;
-        supervisor.run(|event| {
-            let event = serde_json::to_string::<Event>(&event).unwrap_or_default();
-            tracing::info!(event, "what became of a component or a binding");
-        })?;
+        supervisor.run(|event| events::log(&event))?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -7,7 +7,7 @@ use pillion_protocol::{component::Limits, digest::Digest, quantity::ByteSize, re
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
-use super::{Output, RegistryArgs, StoreArgs, pull::pull};
+use super::{Output, RegistryArgs, StoreArgs, pull::pull, say};
 use crate::{
     compiler::{
         MAX_COMPONENT,
@@ -119,16 +119,16 @@ impl SeenImage {
     }
 
     fn print(&self) {
-        println!("{}", self.image);
-        println!("  digest   {}", self.digest);
+        say::out(&self.image);
+        say::out(format_args!("  digest   {}", self.digest));
         if let Some(Application { name, version, routes, asks_for_outbound_hosts }) = &self.application {
-            println!("  spin     {name} {}", version.as_deref().unwrap_or_default());
+            say::out(format_args!("  spin     {name} {}", version.as_deref().unwrap_or_default()));
             for Route { route, component } in routes {
                 let component = component.as_deref().unwrap_or("(a fixed answer)");
-                println!("  route    {} -> {component}", route.as_deref().unwrap_or("(private)"));
+                say::out(format_args!("  route    {} -> {component}", route.as_deref().unwrap_or("(private)")));
             }
             for host in asks_for_outbound_hosts {
-                println!("  asks for {host:?}, which counts within spec.allowedOutboundHosts");
+                say::out(format_args!("  asks for {host:?}, which counts within spec.allowedOutboundHosts"));
             }
         }
         for component in &self.components {
@@ -151,28 +151,28 @@ impl Seen {
     }
 
     fn print(&self) {
-        println!("{}", self.file);
-        println!("  size     {} bytes", self.size);
-        println!("  digest   {}", self.digest);
+        say::out(&self.file);
+        say::out(format_args!("  size     {} bytes", self.size));
+        say::out(format_args!("  digest   {}", self.digest));
         if let Some(world) = self.world {
-            println!("  world    {world}");
+            say::out(format_args!("  world    {world}"));
         }
         if let Some(Interfaces { imports, exports, memory_minimum }) = &self.interfaces {
             let (needs, default) = (ByteSize::bytes(*memory_minimum), Limits::default().memory.get());
             let above = needs > default;
             let note = if above { format!(": set limits.memory, its default is {default}") } else { String::new() };
-            println!("  memory   at least {needs}{note}");
+            say::out(format_args!("  memory   at least {needs}{note}"));
             for export in exports {
-                println!("  exports  {export}");
+                say::out(format_args!("  exports  {export}"));
             }
             for import in imports {
                 let offered = self.world.is_none_or(|world| is_offered(import, world));
-                println!("  imports  {import}{}", if offered { "" } else { "   <- not offered" });
+                say::out(format_args!("  imports  {import}{}", if offered { "" } else { "   <- not offered" }));
             }
         }
         match &self.refused {
-            None => println!("  served   yes"),
-            Some(why) => println!("  served   no: {why}"),
+            None => say::out("  served   yes"),
+            Some(why) => say::out(format_args!("  served   no: {why}")),
         }
     }
 }
@@ -181,8 +181,8 @@ impl Inspect {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         if self.offered {
             match self.output {
-                Output::Text => facts::offered().iter().for_each(|name| println!("{name}")),
-                Output::Json => println!("{}", serde_json::to_string(&facts::offered())?),
+                Output::Text => facts::offered().iter().for_each(say::out),
+                Output::Json => say::json(&facts::offered())?,
             }
             return Ok(ExitCode::SUCCESS);
         }
@@ -200,11 +200,11 @@ impl Inspect {
                     match (self.output, &seen) {
                         (Output::Text, Either::Image(image)) => image.print(),
                         (Output::Text, Either::File(file)) => file.print(),
-                        (Output::Json, _) => println!("{}", serde_json::to_string(&seen)?),
+                        (Output::Json, _) => say::json(&seen)?,
                     }
                 }
                 Err(error) => {
-                    eprintln!("error: {error:#}");
+                    say::err(format_args!("error: {error:#}"));
                     good = false;
                 }
             }

@@ -1,7 +1,11 @@
 //! The command line.
 
+// Others' text goes through `say`.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod check;
 mod compile;
+mod events;
 mod host;
 mod inspect;
 mod listeners;
@@ -9,6 +13,7 @@ mod output;
 mod pull;
 mod push;
 mod run;
+mod say;
 mod uninstall;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -146,7 +151,7 @@ pub fn main() -> ExitCode {
         Command::Compiler { parent } => crate::compiler::main(parent).map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
+        say::err(format_args!("error: {error:#}"));
         // A command line can be well-formed and still say nothing that makes sense.
         let usage = error.downcast_ref().is_some_and(crate::catalog::CatalogError::is_usage);
         ExitCode::from(if usage { 2 } else { 1 })

@@ -3,8 +3,9 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use indicatif::{ProgressBar, ProgressStyle};
-use pillion_protocol::name::Name;
+use pillion_protocol::{digest::Digest, name::Name};
 
+use super::say;
 use crate::supervisor::message::Event;
 
 /// A bar for work on so many things. It shows itself only on a terminal.
@@ -27,6 +28,19 @@ pub(super) fn bytes() -> ProgressBar {
     }
     bar.enable_steady_tick(Duration::from_millis(100));
     bar
+}
+
+/// The state of a binding that answers nothing but errors.
+const FAILED: &str = "failed";
+
+/// What changed for a binding's callers, if anything did.
+fn switched(before: Option<Digest>, now: Digest, failed: bool) -> Option<String> {
+    match before {
+        Some(before) if before == now => Some(format!("switched to new settings of {now}")),
+        Some(before) => Some(format!("switched from {before} to {now}")),
+        None if failed => Some(format!("is served now, {now}")),
+        None => None,
+    }
 }
 
 /// A binding's line in the table.
@@ -53,7 +67,7 @@ impl Told {
         match event {
             Event::Worker { restarts: 0, .. } => {}
             Event::Worker { pid, restarts } => {
-                eprintln!("the worker was started again (pid {pid}, restart {restarts})")
+                say::err(format_args!("the worker was started again (pid {pid}, restart {restarts})"))
             }
             Event::Pulling { component, image } => {
                 if let Some(bar) = &self.bar {
@@ -66,18 +80,22 @@ impl Told {
                     bar.set_message(format!("compiling {component}"));
                 }
             }
-            Event::Ready { component, binding, urls, digest, compiled, seconds, .. } => {
+            Event::Ready { component, binding, urls, digest, replaces, compiled, seconds, .. } => {
                 let how = if *compiled { format!("ready, compiled in {seconds:.1} s") } else { "ready".into() };
-                let again = self.serving && self.is_new(binding, urls, &how);
+                let failed = self.lines.get(binding).is_some_and(|line| line.state == FAILED);
                 self.note(binding, urls.join(" "), how);
-                if again {
-                    println!("{component}: a new version is served ({digest}, {seconds:.1} s)");
+                // A worker that starts again tells everything again, and nothing of it is new.
+                if self.serving
+                    && let Some(switched) = switched(*replaces, *digest, failed)
+                {
+                    say::out(format_args!("{component}: {switched}, after {seconds:.1} s"));
                 }
             }
-            Event::Failed { component, binding, port, message, .. } => {
+            Event::Failed { component, binding, port, message, serves, .. } => {
                 self.say(&format!("error: {component}: {message}"));
-                if !self.serving {
-                    self.note(binding, format!("http://localhost:{port}"), "failed".into());
+                match serves {
+                    Some(serves) => self.say(&format!("{component}: what was served before is served on, {serves}")),
+                    None => self.note(binding, format!("http://localhost:{port}"), FAILED.into()),
                 }
             }
             Event::Serving { .. } => {
@@ -87,13 +105,10 @@ impl Told {
                     self.table();
                 }
             }
-            Event::Drained { requests } => eprintln!("drained: {requests} requests were served by this worker"),
+            Event::Drained { requests } => {
+                say::err(format_args!("drained: {requests} requests were served by this worker"))
+            }
         }
-    }
-
-    /// A worker that starts again tells everything again.
-    fn is_new(&self, binding: &Name, urls: &[String], how: &str) -> bool {
-        how != "ready" || self.lines.get(binding).is_none_or(|line| line.url != urls.join(" "))
     }
 
     fn note(&mut self, binding: &Name, url: String, state: String) {
@@ -106,8 +121,8 @@ impl Told {
 
     fn say(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| say::err(text)),
+            None => say::err(text),
         }
     }
 
@@ -117,9 +132,27 @@ impl Told {
         };
         let names = width(|(name, _)| name.as_str().len(), "COMPONENT");
         let urls = width(|(_, line)| line.url.len(), "URL");
-        println!("{:names$}  {:urls$}  STATE", "COMPONENT", "URL");
+        say::out(format_args!("{:names$}  {:urls$}  STATE", "COMPONENT", "URL"));
         for (name, Line { url, state }) in &self.lines {
-            println!("{name:names$}  {url:urls$}  {state}");
+            say::out(format_args!("{name:names$}  {url:urls$}  {state}"));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_switch_says_from_what_to_what() {
+        let [one, two] = [1, 2].map(|byte| Digest::from_sha256([byte; 32]));
+        for (before, failed, expected) in [
+            (Some(one), false, Some(format!("switched from {one} to {two}"))),
+            (Some(two), false, Some(format!("switched to new settings of {two}"))),
+            (None, true, Some(format!("is served now, {two}"))),
+            (None, false, None),
+        ] {
+            assert_eq!(switched(before, two, failed), expected);
         }
     }
 }

@@ -6,7 +6,7 @@ use anyhow::Context;
 use pillion_protocol::{digest::Digest, reference::Reference};
 use serde::Serialize;
 
-use super::{Output, RegistryArgs, StoreArgs, output};
+use super::{Output, RegistryArgs, StoreArgs, output, say};
 use crate::{
     registry::{
         credentials::Credentials,
@@ -53,7 +53,7 @@ pub(super) fn pull(reference: &Reference, store: &Path, registries: &Location) -
             bar.set_length(*total);
             bar.set_position(*done);
         }
-        Word::Warning(warning) => bar.suspend(|| eprintln!("warning: {warning}")),
+        Word::Warning(warning) => bar.suspend(|| say::err(format_args!("warning: {warning}"))),
         Word::Pulled(_) | Word::Failed(_) => {}
     });
     bar.finish_and_clear();
@@ -72,15 +72,16 @@ impl Pull {
                         Store::open_as_child(&store)?.image(digest).context("it has gone from the store")?;
                     let (components, seconds) = (content.components(), began.elapsed().as_secs_f64());
                     match self.output {
-                        Output::Json => {
-                            println!("{}", serde_json::to_string(&Line { image, digest, components, bytes, seconds })?);
+                        Output::Json => say::json(&Line { image, digest, components, bytes, seconds })?,
+                        Output::Text => {
+                            let (what, how) = (what(&content), how(bytes, seconds));
+                            say::out(format_args!("{image}: {what}, {how}, {digest}"));
                         }
-                        Output::Text => println!("{image}: {}, {}, {digest}", what(&content), how(bytes, seconds)),
                     }
                 }
                 Err(error) => {
                     good = false;
-                    eprintln!("error: {error:#}");
+                    say::err(format_args!("error: {error:#}"));
                 }
             }
         }

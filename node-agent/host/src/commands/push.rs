@@ -7,7 +7,7 @@ use bytes::Bytes;
 use pillion_protocol::{digest::Digest, reference::Reference};
 use serde::Serialize;
 
-use super::{Output, RegistryArgs, output};
+use super::{Output, RegistryArgs, output, say};
 use crate::{
     compiler::{MAX_COMPONENT, facts::Interfaces},
     registry::{credentials::Credentials, push::Artifact},
@@ -56,8 +56,8 @@ impl Push {
         bar.finish_and_clear();
         pushed?;
         match output {
-            Output::Json => println!("{}", serde_json::to_string(&Pushed { image: &image, digest, bytes })?),
-            Output::Text => println!("{image}: {bytes} bytes pushed, {digest}"),
+            Output::Json => say::json(&Pushed { image: &image, digest, bytes })?,
+            Output::Text => say::out(format_args!("{image}: {bytes} bytes pushed, {digest}")),
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -25,7 +25,7 @@ use signal_hook::{
     iterator::Signals,
 };
 
-use super::{KeepArgs, Output, RegistryArgs, StoreArgs, listeners::Listeners, output::Told};
+use super::{KeepArgs, Output, RegistryArgs, StoreArgs, listeners::Listeners, output::Told, say};
 use crate::{
     catalog::{
         CatalogError, Components, folder,
@@ -211,7 +211,8 @@ impl Run {
                 }
                 Err((port, message)) => {
                     let (component, binding, reason) = (name.clone().into(), name, Reason::Port);
-                    output.write(&Event::Failed { component, binding, port, reason, message });
+                    let (pod, serves) = (None, None);
+                    output.write(&Event::Failed { component, binding, pod, port, reason, message, serves });
                 }
             }
         }
@@ -326,7 +327,7 @@ impl Written {
     fn write(&mut self, event: &Event) {
         match self {
             Self::Text(told) => told.tell(event),
-            Self::Json => println!("{}", serde_json::to_string(event).unwrap_or_default()),
+            Self::Json => _ = say::json(event),
         }
     }
 }

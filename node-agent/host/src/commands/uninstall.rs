@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use super::Output;
+use super::{Output, say};
 
 /// Takes Pillion's agent off every node of a cluster, by the kubeconfig of whoever runs it.
 #[derive(clap::Args)]
@@ -23,11 +23,11 @@ impl Uninstall {
     #[tokio::main(flavor = "current_thread")]
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
         let client = pillion_control::client().await?;
-        let say = |step| match self.output {
-            Output::Text => println!("{step}"),
-            Output::Json => println!("{}", serde_json::to_string(&step).unwrap_or_default()),
+        let tell = |step: pillion_control::uninstall::Step| match self.output {
+            Output::Text => say::out(step),
+            Output::Json => _ = say::json(&step),
         };
-        self.uninstall.run(client, say).await?;
+        self.uninstall.run(client, tell).await?;
         Ok(ExitCode::SUCCESS)
     }
 }

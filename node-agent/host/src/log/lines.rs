@@ -85,10 +85,15 @@ impl<'a> MakeWriter<'a> for Sink {
 
 impl Write for Line<'_> {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        // What tracing does not escape of others' text; of what it writes itself there are colours.
+        let shown = String::from_utf8_lossy(line);
+        let shown = plain_but(shown.trim_end_matches('\n'), &['\n', '\t', '\u{1b}']);
+        // What looks like a line of its own is one.
+        let shown = shown.replace('\n', "\n    ") + "\n";
         let mut state = locked(&self.lines.state);
         match self.of_guest {
-            true => state.lanes.push_guests(line),
-            false => state.lanes.push_own(line),
+            true => state.lanes.push_guests(shown.as_bytes()),
+            false => state.lanes.push_own(shown.as_bytes()),
         }
         self.lines.changed.notify_all();
         Ok(line.len())

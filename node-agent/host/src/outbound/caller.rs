@@ -29,6 +29,13 @@ impl Caller {
         let (cause, advice) = (error.to_string(), advice(error));
         tell!(WARN, &self.origin, to, cause, advice, untold = untold.count(), "call out failed");
     }
+
+    /// Tells of an answer whose body broke off.
+    pub(super) fn tell_cut(&self, to: &str, error: &Error) {
+        let Some(untold) = self.warnings.take() else { return };
+        let cause = error.to_string();
+        tell!(WARN, &self.origin, to, cause, untold = untold.count(), "call out broke off");
+    }
 }
 
 /// What a guest calls, without what may be secret in it: the path and the query.

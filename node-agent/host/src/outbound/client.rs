@@ -30,7 +30,8 @@ use tokio_rustls::{
 use wasmtime_wasi_http::{Error, RequestOptions, WasiBody};
 
 use super::{
-    Call, Sent,
+    Call, Caller, Sent,
+    caller::to,
     policy::{Host, Target, allowing, may_connect},
 };
 use crate::{endpoint::body::poll_filled, idle::Idle};
@@ -55,6 +56,9 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 struct AnswerBody {
     body: Incoming,
     idle: Idle,
+    /// Who is told of what breaks it off, and where it comes from.
+    caller: Option<Arc<Caller>>,
+    from: String,
     _call: Call,
 }
 
@@ -63,9 +67,10 @@ pub(super) async fn send(
     mut request: Request<WasiBody>,
     options: Option<RequestOptions>,
     call: Call,
+    caller: Option<Arc<Caller>>,
 ) -> Result<(Response<WasiBody>, Sent), Error> {
     let options = options.unwrap_or_default();
-    let target = target(request.uri())?;
+    let (target, from) = (target(request.uri())?, to(request.uri()));
     let entries = allowing(allowed, &target);
     if entries.is_empty() {
         return Err(Error::HttpRequestDenied);
@@ -81,7 +86,8 @@ pub(super) async fn send(
     let answered = tokio::time::timeout(options.first_byte_timeout.unwrap_or(FIRST_BYTE), sender.send_request(request));
     let answer = answered.await.map_err(|_| Error::ConnectionReadTimeout)??;
     let timeout = options.between_bytes_timeout.unwrap_or(BETWEEN_BYTES);
-    let answer = answer.map(|body| AnswerBody { body, idle: Idle::new(timeout), _call: call }.boxed_unsync());
+    let idle = Idle::new(timeout);
+    let answer = answer.map(|body| AnswerBody { body, idle, caller, from, _call: call }.boxed_unsync());
     Ok((answer, Box::new(connection)))
 }
 
@@ -164,14 +170,21 @@ impl Body for AnswerBody {
     type Error = Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        let Self { body, idle, .. } = &mut *self;
-        match poll_filled(body, cx) {
+        let Self { body, idle, caller, from, .. } = &mut *self;
+        let polled = match poll_filled(body, cx) {
             Poll::Ready(frame) => {
                 idle.reset();
                 Poll::Ready(frame.map(|frame| frame.map_err(Error::from)))
             }
             Poll::Pending => idle.poll(cx).map(|()| Some(Err(Error::ConnectionReadTimeout))),
+        };
+        // Once: it may be asked again.
+        if let Poll::Ready(Some(Err(error))) = &polled
+            && let Some(caller) = caller.take()
+        {
+            caller.tell_cut(from, error);
         }
+        polled
     }
 
     fn is_end_stream(&self) -> bool {

@@ -95,7 +95,9 @@ impl WasiHttpHooks for OutboundHooks {
         Box::new(async move {
             let to = to(request.uri());
             let sent = match call {
-                Some(call) => client::send(allowed.as_deref().unwrap_or_default(), request, options, call).await,
+                Some(call) => {
+                    client::send(allowed.as_deref().unwrap_or_default(), request, options, call, caller.clone()).await
+                }
                 None => Err(Error::ConnectionLimitReached),
             };
             if let (Err(error), Some(caller)) = (&sent, caller) {

@@ -201,12 +201,18 @@ pub enum Event {
         component: ComponentId,
         /// The binding.
         binding: Name,
+        /// The pod that it is in; none on a laptop.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pod: Option<Pod>,
         /// Its port.
         port: Port,
         /// Where it is reached.
         urls: Vec<String>,
         /// The component's digest.
         digest: Digest,
+        /// The digest of what it served until now: the same where only settings changed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        replaces: Option<Digest>,
         /// Whether native code had to be made.
         compiled: bool,
         /// How long it took from the file to being ready.
@@ -221,12 +227,18 @@ pub enum Event {
         component: ComponentId,
         /// The binding.
         binding: Name,
+        /// The pod that it is in; none on a laptop.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pod: Option<Pod>,
         /// Its port.
         port: Port,
         /// One word.
         reason: Reason,
         /// For people.
         message: String,
+        /// The digest of what it serves on.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        serves: Option<Digest>,
     },
     /// Every binding is decided.
     Serving {
@@ -258,4 +270,18 @@ pub enum Reason {
     Port,
     /// The component took workers down.
     Quarantined,
+}
+
+impl Reason {
+    /// The word, as machines read it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Image => "image",
+            Self::Component => "component",
+            Self::Limits => "limits",
+            Self::Unknown => "unknown",
+            Self::Port => "port",
+            Self::Quarantined => "quarantined",
+        }
+    }
 }

@@ -20,7 +20,7 @@ use super::{
     retry::Retry,
 };
 use crate::{
-    endpoint::{Broken, State},
+    endpoint::{Broken, State, Version},
     supervisor::message::{Binding, Event, Reason},
 };
 
@@ -69,7 +69,7 @@ impl Known {
     fn fail_unknown(&self, id: &ComponentId) -> Vec<Event> {
         let failure = Failure { reason: Reason::Unknown, message: unknown(id) };
         self.state.send_replace(State::Failed(failure.message.as_str().into()));
-        self.bindings.iter().map(|binding| failed(binding, &failure)).collect()
+        self.bindings.iter().map(|binding| failed(binding, &failure, None)).collect()
     }
 }
 
@@ -235,7 +235,11 @@ impl States {
         {
             return Some(Vec::new());
         }
-        let events = known.bindings.iter().map(|binding| event(binding, &preparation, &result)).collect();
+        let former = match &now {
+            State::Ready(now) => Some(&**now),
+            State::Preparing(_) | State::Failed(_) => None,
+        };
+        let events = known.bindings.iter().map(|binding| event(binding, &preparation, &result, former)).collect();
         match (now, result) {
             (_, Ok(outcome)) => {
                 known.made_here = outcome.compiled;
@@ -266,26 +270,36 @@ fn unknown(component: &ComponentId) -> String {
     format!("there is no component {component:?}")
 }
 
-fn event(binding: &Binding, preparation: &Preparation, result: &Result<Outcome, Failure>) -> Event {
-    let Binding { name, component, port, .. } = binding.clone();
+fn event(
+    binding: &Binding,
+    preparation: &Preparation,
+    result: &Result<Outcome, Failure>,
+    former: Option<&Version>,
+) -> Event {
+    let Binding { name, component, port, pod, .. } = binding.clone();
     match result {
         Ok(Outcome { version, compiled }) => Event::Ready {
             component,
             binding: name,
+            pod,
             port,
             urls: vec![format!("http://localhost:{port}")],
             digest: version.digest,
+            replaces: former
+                .filter(|former| former.digest != version.digest || former.spec != version.spec)
+                .map(|former| former.digest),
             compiled: *compiled,
             seconds: preparation.began.elapsed().as_secs_f64(),
             allowed_outbound_hosts: version.outbound(),
         },
-        Err(failure) => failed(binding, failure),
+        Err(failure) => failed(binding, failure, former.map(|former| former.digest)),
     }
 }
 
-fn failed(binding: &Binding, failure: &Failure) -> Event {
-    let Binding { name, component, port, .. } = binding.clone();
-    Event::Failed { component, binding: name, port, reason: failure.reason, message: failure.message.clone() }
+fn failed(binding: &Binding, failure: &Failure, serves: Option<Digest>) -> Event {
+    let Binding { name, component, port, pod, .. } = binding.clone();
+    let (reason, message) = (failure.reason, failure.message.clone());
+    Event::Failed { component, binding: name, pod, port, reason, message, serves }
 }
 
 #[cfg(test)]
