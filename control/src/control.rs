@@ -295,6 +295,9 @@ impl Control {
         // What pods of a namespace see is of that namespace, or the cluster's.
         let ids: BTreeSet<_> = ids.flat_map(|id| [id.clone(), id.name.clone().into()]).collect();
         let is_same = *before == report;
+        if let Some(left_out) = report.left_out.as_ref().filter(|_| before.left_out != report.left_out) {
+            tracing::warn!(node = &**node, left_out, "a node's report has no room for everything");
+        }
         *before = report;
         drop(reports);
         self.unsettle(ids);

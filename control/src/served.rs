@@ -162,6 +162,7 @@ mod tests {
         let report = Report {
             components: [("shop/clock".parse().unwrap(), clock)].into(),
             pods: [(cart.pod.uid.clone(), bound)].into(),
+            left_out: None,
         };
         (catalog, cart, report)
     }

@@ -9,7 +9,7 @@ use kube::{
     Api, Client,
     api::{Patch, PatchParams},
 };
-use pillion_protocol::{id::ComponentId, resolution::Resolution, stream::ComponentReport};
+use pillion_protocol::{id::ComponentId, resolution::Resolution, stream::ComponentReport, text};
 use serde_json::json;
 
 use crate::{
@@ -29,9 +29,6 @@ const WRITTEN: usize = 8;
 
 /// The reason of a component whose image control cannot read.
 pub(crate) const UNREAD: &str = "Unread";
-
-/// The most that a message has of what nodes say.
-const MESSAGE: usize = 1_000;
 
 /// Writes what changes, while this replica leads, for as long as the process lives.
 pub async fn follow(client: Client, control: Arc<Control>) {
@@ -183,7 +180,7 @@ fn status(known: &Known, generation: Option<i64>, before: &ComponentStatus, now:
             Some(format!("{node}: {}", said.as_ref()?.failure.as_ref()?))
         };
         let all: Vec<_> = known.nodes.iter().filter_map(of_node).collect();
-        cut(&all.join("; "))
+        text::reason(&all.join("; "))
     };
     let (status, reason, message) = match (&known.accepted, &known.resolution, wanted) {
         (Err(_), ..) => (ConditionStatus::False, "NotAccepted", "see the condition Accepted".into()),
@@ -216,16 +213,12 @@ fn resolution(known: &Known) -> (ConditionStatus, &'static str, String) {
         (Ok(()), Some(Resolution::Resolved(digest))) => {
             (ConditionStatus::True, "Resolved", format!("nodes serve {digest}"))
         }
-        (Ok(()), Some(Resolution::Refused(why))) => (ConditionStatus::False, "ImageRefused", cut(why)),
+        (Ok(()), Some(Resolution::Refused(why))) => (ConditionStatus::False, "ImageRefused", text::reason(why)),
         (Ok(()), Some(Resolution::Unread(why))) => {
             let message = format!("control cannot read it, so each node asks for the tag itself: {why}");
-            (ConditionStatus::False, UNREAD, cut(&message))
+            (ConditionStatus::False, UNREAD, text::reason(&message))
         }
     }
-}
-
-fn cut(message: &str) -> String {
-    message.chars().take(MESSAGE).collect()
 }
 
 #[cfg(test)]

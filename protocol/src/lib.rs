@@ -19,7 +19,7 @@
 //! | [`mod@reference`] | references to artifacts in registries |
 //! | [`resolution`] | what control asks of registries |
 //! | [`stream`] | what control and a node say to each other |
-//! | [`text`] | others' text, fit to be shown to people |
+//! | [`text`] | others' text, fit to be shown to people, and how much of it |
 
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]

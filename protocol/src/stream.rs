@@ -22,6 +22,7 @@ use crate::{
     login::Login,
     name::Name,
     pod::{Pod, PodUid},
+    text::encoded,
 };
 
 /// The versions of these words that are understood.
@@ -36,8 +37,61 @@ pub const STREAM: &str = "/v1/stream";
 /// The path of reports.
 pub const REPORT: &str = "/v1/report";
 
-/// The most bytes of a line, and of a request.
+/// The most bytes of a line, its end included, and of a request. What would be longer is not said.
 pub const MAX_MESSAGE: usize = 4 << 20;
+
+/// The most bytes of a [`WantedComponent`] as JSON, values and login included, that control accepts: with its name and its version it makes a line.
+/// A control character has six there.
+pub const MAX_COMPONENT: usize = 3 << 20;
+
+/// A message that the other side would not read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unsayable {
+    /// Longer than [`MAX_MESSAGE`].
+    #[error("{bytes} bytes are too long for a message: at most {MAX_MESSAGE} are allowed")]
+    TooLong {
+        /// What it takes, with the line's end.
+        bytes: usize,
+    },
+    /// Something that JSON does not have.
+    #[error("it cannot be written: {0}")]
+    Unwritten(String),
+}
+
+/// A message as the other side reads it: one line of JSON, its end included.
+///
+/// # Errors
+///
+/// A message that is too long, or that cannot be written.
+pub fn line(message: &impl Serialize) -> Result<Vec<u8>, Unsayable> {
+    let unwritten = |error: serde_json::Error| Unsayable::Unwritten(error.to_string());
+    let mut line = Bounded(Vec::new());
+    match serde_json::to_writer(&mut line, message) {
+        Ok(()) => line.0.push(b'\n'),
+        Err(error) if error.is_io() => {
+            return Err(Unsayable::TooLong { bytes: encoded(message).map_err(unwritten)?.saturating_add(1) });
+        }
+        Err(error) => return Err(unwritten(error)),
+    }
+    Ok(line.0)
+}
+
+/// A line without its end; what would make it too long is not taken.
+struct Bounded(Vec<u8>);
+
+impl std::io::Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        if self.0.len().saturating_add(bytes.len()) >= MAX_MESSAGE {
+            return Err(std::io::ErrorKind::WriteZero.into());
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
 
 /// The highest version that both sides understand.
 pub fn common_version(theirs: &[u32]) -> Option<u32> {
@@ -182,6 +236,13 @@ pub enum RefusalReason {
     Other,
 }
 
+impl Refusal {
+    /// A refusal; of a long message only the beginning is kept.
+    pub fn new(reason: RefusalReason, message: &str) -> Self {
+        Self { reason, message: crate::text::reason(message) }
+    }
+}
+
 /// From a node to control: everything that it knows. It takes the place of what the node said before.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
@@ -191,6 +252,9 @@ pub struct Report {
     /// What became of pods.
     #[serde(default)]
     pub pods: BTreeMap<PodUid, PodReport>,
+    /// What there was no room for, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_out: Option<String>,
 }
 
 /// What became of a pod on a node.
@@ -317,6 +381,19 @@ mod tests {
         let newer = json!({"reason": "no-fireworks", "message": "why"});
         assert_eq!(serde_json::from_value::<Refusal>(newer).unwrap().reason, RefusalReason::Other);
         assert_eq!((common_version(&[1, 2]), common_version(&[2, 3])), (Some(1), None));
+    }
+
+    #[test]
+    fn a_line_is_as_long_as_the_other_side_reads_and_not_longer() {
+        let of = |bytes: usize| line(&"x".repeat(bytes));
+        let longest = of(MAX_MESSAGE - 3).unwrap();
+        assert_eq!((longest.len(), longest.last()), (MAX_MESSAGE, Some(&b'\n')));
+        assert_eq!(of(MAX_MESSAGE - 2), Err(Unsayable::TooLong { bytes: MAX_MESSAGE + 1 }));
+        let escaped = line(&"\u{1}".repeat(MAX_MESSAGE / 6 + 1));
+        assert_eq!(
+            escaped.unwrap_err().to_string(),
+            "4194309 bytes are too long for a message: at most 4194304 are allowed"
+        );
     }
 
     #[test]

@@ -82,6 +82,8 @@ pub struct Said {
 pub struct Sandbox<'a> {
     /// The pod's UID, which is its name too.
     pub pod: &'a str,
+    /// The pod's namespace in the API.
+    pub namespace: &'a str,
     /// The container id.
     pub id: &'a str,
     /// The namespace's path; empty when it is gone.
@@ -91,10 +93,10 @@ pub struct Sandbox<'a> {
 }
 
 impl<'a> Sandbox<'a> {
-    /// A sandbox with this annotation `pillion.dev/sidecars`.
+    /// A sandbox of the namespace `shop` with this annotation `pillion.dev/sidecars`.
     pub fn new(pod: &'a str, id: &'a str, netns: &Netns, sidecars: &str) -> Self {
         let annotations = json!({"pillion.dev/sidecars": sidecars});
-        Self { pod, id, netns: netns.path().into(), annotations }
+        Self { pod, namespace: "shop", id, netns: netns.path().into(), annotations }
     }
 }
 
@@ -476,7 +478,7 @@ impl Node {
     }
 
     fn run_plugin(plugin: &Path, command: &str, sandbox: &Sandbox<'_>, config: &str) -> Result<Said> {
-        let pod = sandbox.pod;
+        let Sandbox { pod, namespace, .. } = sandbox;
         let began = Instant::now();
         let mut child = Command::new(plugin)
             .env_clear()
@@ -485,7 +487,10 @@ impl Node {
             .env("CNI_NETNS", &sandbox.netns)
             .env("CNI_IFNAME", "eth0")
             .env("CNI_PATH", "/opt/cni/bin")
-            .env("CNI_ARGS", format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME={pod};K8S_POD_UID={pod}"))
+            .env(
+                "CNI_ARGS",
+                format!("IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={pod};K8S_POD_UID={pod}"),
+            )
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;

@@ -153,3 +153,83 @@ async fn a_pod_whose_runtime_has_a_network_of_its_own_is_told_that_it_gets_nothi
     world.has_event("cart", "SidecarsImpossible", r#"the runtime class "sandboxed" (handler "runsc")"#).await?;
     world.answers(&neighbour, 8081, "/", "hello\n").await
 }
+
+#[tokio::test]
+async fn a_component_that_no_message_has_room_for_is_not_accepted_and_others_are_served() -> Result<()> {
+    let world = World::start().await?;
+    // As JSON, six bytes for each: together more than a node reads at once.
+    let value = "\u{1}".repeat(300_000);
+    for name in ["v1", "v2", "v3"] {
+        let metadata = json!({"name": name, "namespace": "shop"});
+        let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"v": &value}});
+        world.plane.api.create(&map.to_string())?;
+    }
+    let of = |number: usize| {
+        let from = json!({"configMapKeyRef": {"name": format!("v{number}"), "key": "v"}});
+        json!({"name": format!("k{number}"), "valueFrom": from})
+    };
+    let config: Vec<_> = (1..=3).map(of).collect();
+    world.publish_for_shop("poison", &world.image("faults:1"), json!({"config": config}))?;
+    let cart = world.pod("shop", "cart", "poison=8082")?;
+    world.publish("hello", "hello:1", json!({}))?;
+    let vault = world.pod("bank", "vault", "hello=8081")?;
+    world.answers(&vault, 8081, "/", "hello\n").await?;
+    world.has_condition("poison", "Accepted", "TooLarge", "at most 3145728 are allowed").await?;
+    world.has_event("cart", "SidecarNotAccepted", "bytes as JSON").await?;
+    // As much as a message has room for is told, whatever its bytes are.
+    world.publish_for_shop("poison", &world.image("hello:1"), json!({"config": config.get(..1)}))?;
+    world.answers(&cart, 8082, "/", "hello\n").await
+}
+
+/// A component that imports ten interfaces which nobody offers, each with a name of 90 kB.
+fn with_long_names() -> Vec<u8> {
+    fn number(mut number: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        loop {
+            let low = u8::try_from(number & 127).unwrap_or_default();
+            number >>= 7;
+            if number == 0 {
+                bytes.push(low);
+                return bytes;
+            }
+            bytes.push(low | 128);
+        }
+    }
+    let name = |text: &str| [&[0][..], &number(text.len()), text.as_bytes()].concat();
+    let section = |id: u8, content: Vec<u8>| [&[id][..], &number(content.len()), &content].concat();
+    let import = |of: usize| [name(&format!("acme{of}:{}/x@1.0.0", "a".repeat(90_000))), vec![5, 0]].concat();
+    let imports: Vec<u8> = (0..10).flat_map(import).collect();
+    // An instance type without anything in it, ten imports of it, and the first of them as the export.
+    let sections = [
+        section(7, [number(1), vec![0x42, 0]].concat()),
+        section(10, [number(10), imports].concat()),
+        section(11, [number(1), name("wasi:http/incoming-handler@0.2.0"), vec![5, 0, 0]].concat()),
+    ];
+    [b"\0asm\x0d\0\x01\0".to_vec(), sections.concat()].concat()
+}
+
+#[tokio::test]
+async fn long_failures_keep_nobody_elses_from_being_heard() -> Result<()> {
+    let world = World::start().await?;
+    // Control finds nothing of imports in it, so nodes try it.
+    let artifact =
+        Artifact::new("application/vnd.oci.empty.v1+json", "{}").layer("application/wasm", with_long_names());
+    artifact.push(&world.registry, "long:1").await?;
+    let names: Vec<_> = (1..=6).map(|number| format!("long-{number}")).collect();
+    for name in &names {
+        world.publish(name, "long:1", json!({}))?;
+    }
+    let sidecars: Vec<_> = names.iter().zip(8081..).map(|(name, port)| format!("{name}={port}")).collect();
+    let _cart = world.pod("shop", "cart", &sidecars.join(", "))?;
+    world.has_event("cart", "SidecarFailed", "imports what is not offered here: acme0:aaa").await?;
+    for name in &names {
+        world.is_ready(name, "False", "`pillion inspect --offered` lists what is").await?;
+    }
+    world.publish("hello", "hello:1", json!({}))?;
+    let vault = world.pod("bank", "vault", "hello=8090")?;
+    world.answers(&vault, 8090, "/", "hello\n").await?;
+    world.is_ready("hello", "True", "").await?;
+    let longest = world.logs().lines().map(str::len).max().unwrap_or_default();
+    ensure!(longest < 16_384, "a line of {longest} bytes in a log");
+    Ok(())
+}

@@ -194,3 +194,64 @@ fn a_static_pod_does_not_end_with_its_copy() {
     catalog.remove_pod(&uid);
     assert_eq!(catalog.view("a").ended.len(), 0);
 }
+
+mod lines {
+    use pillion_protocol::{digest::Digest, stream::line};
+    use proptest::{collection::vec, prelude::*};
+    use serde_json::json;
+
+    use super::*;
+    use crate::resource::{Kind, Reason, Source, Spec, Values};
+
+    /// A text of one character, up to more than all values of a component may have. Those that JSON has in more bytes come often.
+    fn text() -> impl Strategy<Value = String> {
+        let any_char = prop_oneof![Just('\u{1}'), Just('"'), Just('x'), any::<char>()];
+        (any_char, 0_usize..700_000).prop_map(|(c, length)| std::iter::repeat_n(c, length).collect())
+    }
+
+    /// A component of the shop with these values, and a login with this password.
+    fn accepted(values: &[String], password: &str) -> Result<WantedComponent, Rejection> {
+        let env: Vec<_> =
+            values.iter().enumerate().map(|(i, value)| json!({"name": format!("V{i}"), "value": value})).collect();
+        let spec = json!({"image": "r.example/a:1", "imagePullSecrets": [{"name": "login"}], "env": env});
+        let spec: Spec = serde_json::from_value(spec).unwrap();
+        let config = json!({"auths": {"r.example": {"username": "ann", "password": password}}}).to_string();
+        let secret = Source { kind: Kind::Secret, name: "login".into() };
+        spec.accepted(&Values::of_namespace(
+            "shop",
+            [(secret, Ok(Some([(".dockerconfigjson".to_owned(), config)].into())))].into(),
+        ))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        #[test]
+        fn what_is_accepted_or_refused_makes_no_line_that_a_node_would_not_read(values in vec(text(), 0..3), password in text(), why in text()) {
+            let name = "c".repeat(63);
+            let accepted = accepted(&values, &password).map(|mut wanted| {
+                let Image::Reference(image) = &wanted.spec.image else { panic!("a path") };
+                wanted.spec.image = Image::Reference(image.at(Digest::from_sha256([255; 32])));
+                wanted
+            });
+            if let Err(rejection) = &accepted {
+                prop_assert_eq!(rejection.reason, Reason::TooLarge);
+            }
+            let mut catalog = Catalog::default();
+            catalog.publish(id(&format!("shop/{name}")), Some(Published::new(accepted, None)));
+            let refused = |number: usize| format!("{}{number:02}", "r".repeat(61));
+            for number in 0..31 {
+                let rejection = Rejection::invalid(why.clone());
+                catalog.publish(id(&format!("shop/{}", refused(number))), Some(Published::new(Err(rejection), None)));
+            }
+            let sidecars: Vec<_> = (0..31).map(refused).chain([name]).zip(8_000..).map(|(name, port)| format!("{name}={port}")).collect();
+            let (uid, pod) = pod("shop", "cart", "a", &sidecars.join(","));
+            catalog.set_pod(uid, pod);
+            let view = catalog.view("a");
+            prop_assert!(!view.resources.is_empty());
+            for told in view.resources.values() {
+                prop_assert!(line(told).is_ok());
+            }
+        }
+    }
+}

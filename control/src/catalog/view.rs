@@ -52,7 +52,7 @@ impl Catalog {
     /// Which of a pod's sidecars are not to be served, and why.
     pub fn refusals(&self, pod: &ListedPod) -> BTreeMap<Name, Refusal> {
         let refusal = |name: &Name| {
-            let refused = |reason, message| Some(Refusal { reason, message });
+            let refused = |reason, message: String| Some(Refusal::new(reason, &message));
             let namespace = &pod.pod.namespace;
             match self.resolve(pod, name) {
                 None => refused(

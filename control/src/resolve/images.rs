@@ -73,16 +73,16 @@ impl Image {
 
     /// The component as nodes are told it. Before its image is known, one that was published stays as it was.
     fn published(&self, before: Option<&Published>) -> Published {
-        let rejected = |reason, message| Err(Rejection { reason, message });
+        let rejected = |reason, message: &str| Err(Rejection::new(reason, message));
         let accepted = match (&self.accepted, &self.resolution) {
             (Err(rejection), _) => Err(rejection.clone()),
             (Ok(_), None) => {
                 if let Some(before) = before.filter(|before| before.accepted.is_ok()) {
                     return before.clone().with_access(self.access.clone());
                 }
-                rejected(Reason::Resolving, "its image is being looked at".to_owned())
+                rejected(Reason::Resolving, "its image is being looked at")
             }
-            (Ok(_), Some(Resolution::Refused(why))) => rejected(Reason::ImageRefused, why.clone()),
+            (Ok(_), Some(Resolution::Refused(why))) => rejected(Reason::ImageRefused, why),
             // A node may reach what control does not: it is told the tag, and asks itself, whatever others had pulled.
             (Ok(wanted), Some(Resolution::Unread(_))) => Ok(WantedComponent { unproven: true, ..wanted.clone() }),
             (Ok(wanted), Some(Resolution::Resolved(digest))) => Ok(at(wanted, *digest)),

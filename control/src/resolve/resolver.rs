@@ -3,7 +3,10 @@
 use std::{io, path::PathBuf, process::Stdio, time::Duration};
 
 use clap::Args;
-use pillion_protocol::resolution::{Question, Resolution};
+use pillion_protocol::{
+    resolution::{Question, Resolution},
+    text,
+};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     process::Command,
@@ -33,7 +36,10 @@ pub struct Resolver {
 /// What an image is, or why that cannot be said.
 pub async fn ask(resolver: &Resolver, question: &Question) -> Resolution {
     match timeout(LONGEST, run(resolver, question)).await {
-        Ok(Ok(resolution)) => resolution,
+        // It has parsed what strangers say.
+        Ok(Ok(Resolution::Refused(why))) => Resolution::Refused(text::reason(&why)),
+        Ok(Ok(Resolution::Unread(why))) => Resolution::Unread(text::reason(&why)),
+        Ok(Ok(Resolution::Resolved(digest))) => Resolution::Resolved(digest),
         Ok(Err(error)) => Resolution::Unread(format!("{}: the resolver: {error}", question.image)),
         Err(_) => Resolution::Unread(format!("{}: no answer within {} s", question.image, LONGEST.as_secs())),
     }

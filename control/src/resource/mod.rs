@@ -11,7 +11,11 @@ mod value;
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{CustomResourceDefinition, ValidationRule};
 use kube::{CustomResource, CustomResourceExt};
-use pillion_protocol::{component::Image, stream::WantedComponent};
+use pillion_protocol::{
+    component::Image,
+    stream::{MAX_COMPONENT, WantedComponent},
+    text::encoded,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -116,6 +120,7 @@ impl Spec {
     /// What is wrong, with the text at fault and what is allowed.
     pub fn accepted(&self, values: &Values) -> Result<WantedComponent, Rejection> {
         let invalid = |error: serde_json::Error| Rejection::invalid(error.to_string());
+        self.check_size_of_values(values)?;
         // How it is pulled is no part of what it is.
         let what = Self { image_pull_secrets: Vec::new(), ..self.with_values(values)? };
         let spec: Box<pillion_protocol::component::ComponentSpec> =
@@ -129,7 +134,15 @@ impl Spec {
             }
         };
         let confidential = self.sources().iter().any(|source| source.kind == Kind::Secret);
-        Ok(WantedComponent { spec, login, confidential, unproven: false })
+        let wanted = WantedComponent { spec, login, confidential, unproven: false };
+        let bytes = encoded(&wanted).map_err(invalid)?;
+        if bytes > MAX_COMPONENT {
+            let message = format!(
+                "its settings, values and login are {bytes} bytes as JSON, where a control character has six: at most {MAX_COMPONENT} are allowed"
+            );
+            return Err(Rejection::new(Reason::TooLarge, &message));
+        }
+        Ok(wanted)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Why a component is not accepted.
 
+use pillion_protocol::text;
 use serde::Serialize;
 
 /// Why a component is not accepted.
@@ -16,6 +17,8 @@ pub struct Rejection {
 pub enum Reason {
     /// What it says, or refers to, cannot be served.
     Invalid,
+    /// It would not fit into a message to a node.
+    TooLarge,
     /// It refers to a Secret that its namespace does not let control read.
     SecretForbidden,
     /// Its image is being looked at: nobody has said yet what it is.
@@ -25,9 +28,14 @@ pub enum Reason {
 }
 
 impl Rejection {
+    /// A rejection; of a long message only the beginning is kept.
+    pub fn new(reason: Reason, message: &str) -> Self {
+        Self { reason, message: text::reason(message) }
+    }
+
     /// What it says, or refers to, cannot be served.
     pub fn invalid(message: String) -> Self {
-        Self { reason: Reason::Invalid, message }
+        Self::new(Reason::Invalid, &message)
     }
 
     /// It refers to a Secret that control, which is in the namespace `control`, may not read.
@@ -37,7 +45,7 @@ impl Rejection {
              pillion-secrets -n {namespace} --clusterrole=pillion-secrets --serviceaccount={control}:pillion-control\", \
              or binds a Role that only lets it get the Secrets it names"
         );
-        Self { reason: Reason::SecretForbidden, message }
+        Self::new(Reason::SecretForbidden, &message)
     }
 
     /// It refers to a Secret of the namespace that control is in.
@@ -45,11 +53,11 @@ impl Rejection {
         let message = format!(
             "the Secret {name:?} is of control's own namespace {namespace:?}: no component may refer to one there"
         );
-        Self { reason: Reason::SecretForbidden, message }
+        Self::new(Reason::SecretForbidden, &message)
     }
 
     /// The same, and what it is about.
     pub(super) fn of(self, what: String) -> Self {
-        Self { message: format!("{what}: {}", self.message), ..self }
+        Self::new(self.reason, &format!("{what}: {}", self.message))
     }
 }

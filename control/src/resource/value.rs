@@ -5,7 +5,7 @@ use std::{
     fmt,
 };
 
-use super::{KeyRef, Rejection, Spec, Variable, pull_secret, spec::ValueFrom};
+use super::{KeyRef, Reason, Rejection, Spec, Variable, pull_secret, spec::ValueFrom};
 
 /// The most bytes that all values of a component have together. One of a ConfigMap may be referred to often.
 const MOST: usize = 1 << 20;
@@ -152,36 +152,48 @@ impl Spec {
         let found = |variables: &[Variable]| {
             variables.iter().filter_map(|variable| found(variable, values).transpose()).collect::<Result<Vec<_>, _>>()
         };
-        let with = Self { env: found(&self.env)?, config: found(&self.config)?, ..self.clone() };
-        let bytes: usize = with.env.iter().chain(&with.config).filter_map(|of| Some(of.value.as_ref()?.len())).sum();
-        if bytes > MOST {
-            return Err(Rejection::invalid(format!("its values are {bytes} bytes: at most {MOST} are allowed")));
+        Ok(Self { env: found(&self.env)?, config: found(&self.config)?, ..self.clone() })
+    }
+
+    /// Whether all values together are few enough bytes. No value is copied for that: there may be a thousand of a megabyte each.
+    pub(super) fn check_size_of_values(&self, values: &Values) -> Result<(), Rejection> {
+        let mut bytes = 0_usize;
+        for variable in self.env.iter().chain(&self.config) {
+            bytes = bytes.saturating_add(value(variable, values)?.map_or(0, str::len));
         }
-        Ok(with)
+        if bytes > MOST {
+            let message = format!("its values are {bytes} bytes together: at most {MOST} are allowed");
+            return Err(Rejection::new(Reason::TooLarge, &message));
+        }
+        Ok(())
     }
 }
 
 /// A variable with its value; `None` if it may be absent, and is.
 fn found(variable: &Variable, values: &Values) -> Result<Option<Variable>, Rejection> {
+    let with = |value: &str| Variable { name: variable.name.clone(), value: Some(value.to_owned()), value_from: None };
+    Ok(value(variable, values)?.map(with))
+}
+
+/// A variable's value; `None` if it may be absent, and is.
+fn value<'a>(variable: &'a Variable, values: &'a Values) -> Result<Option<&'a str>, Rejection> {
     let of_variable = |rejection: Rejection| rejection.of(format!("the variable {:?}", variable.name));
     let expected = || Rejection::invalid("expected either value or valueFrom, and of a valueFrom one reference".into());
-    let value = match (&variable.value, &variable.value_from) {
-        (Some(value), None) => Some(value.as_str()),
+    match (&variable.value, &variable.value_from) {
+        (Some(value), None) => Ok(Some(value.as_str())),
         (None, Some(from)) => {
             let (source, KeyRef { key, optional, .. }) = from.source().ok_or_else(|| of_variable(expected()))?;
-            values.get(&source, key, *optional).map_err(of_variable)?
+            values.get(&source, key, *optional).map_err(of_variable)
         }
-        _ => return Err(of_variable(expected())),
-    };
-    let with = |value: &str| Variable { name: variable.name.clone(), value: Some(value.to_owned()), value_from: None };
-    Ok(value.map(with))
+        _ => Err(of_variable(expected())),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use serde_json::json;
 
-    use super::{super::Reason, *};
+    use super::*;
 
     fn spec(env: serde_json::Value) -> Spec {
         serde_json::from_value(json!({"image": "r.example/a:1", "env": env})).unwrap()
@@ -225,7 +237,6 @@ mod tests {
 
     #[test]
     fn a_reference_to_nothing_is_named() {
-        let long = || from(MAP, "settings", "long", false);
         let table = [
             (json!([from(MAP, "settings", "shade", false)]), r#"has no text "shade": it has "long", "theme""#),
             (
@@ -239,7 +250,6 @@ mod tests {
             (json!([from(SECRET, "none", "theme", false)]), r#"there is no Secret "none" in the namespace "shop""#),
             (json!([{"name": "V"}]), "expected either value or valueFrom"),
             (json!([{"name": "V", "valueFrom": {}}]), "expected either value or valueFrom"),
-            (json!([long(), long(), from(MAP, "settings", "theme", false)]), "are 1048580 bytes: at most 1048576"),
         ];
         for (env, expected) in table {
             let error = spec(env).accepted(&values()).unwrap_err();
@@ -247,6 +257,29 @@ mod tests {
         }
         let error = spec(json!([from(MAP, "settings", "theme", false)])).accepted(&Values::none()).unwrap_err();
         assert!(error.message.contains("only a Component may refer to one"), "{error:?}");
+    }
+
+    #[test]
+    fn values_are_bounded_as_they_are_and_as_they_are_told() {
+        let long = || from(MAP, "settings", "long", false);
+        let config = |c: char, length: usize| {
+            let text: String = std::iter::repeat_n(c, length).collect();
+            json!([{"name": "V", "value": text}])
+        };
+        let table = [
+            (
+                json!([long(), long(), from(MAP, "settings", "theme", false)]),
+                "are 1048580 bytes together: at most 1048576 are",
+            ),
+            (config('\u{1}', 900_000), "bytes as JSON, where a control character has six: at most 3145728 are allowed"),
+        ];
+        for (env, expected) in table {
+            let error = spec(env).accepted(&values()).unwrap_err();
+            assert!(error.message.contains(expected) && error.reason == Reason::TooLarge, "{error:?}");
+        }
+        for env in [json!([long(), long()]), config('\u{1}', 500_000), config('\'', 1 << 20)] {
+            assert!(spec(env).accepted(&values()).is_ok());
+        }
     }
 
     #[test]

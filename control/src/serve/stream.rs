@@ -9,9 +9,9 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures::stream;
-use pillion_protocol::stream::{Key, Subscribe, ToNode, Version, common_version};
+use pillion_protocol::stream::{Key, MAX_MESSAGE, Subscribe, ToNode, Version, common_version, line};
 use tokio::{
-    sync::mpsc,
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     time::{Instant, sleep_until, timeout_at},
 };
 
@@ -30,8 +30,9 @@ const BURST: Duration = Duration::from_millis(20);
 /// A node that takes nothing for so long is gone.
 const STALL: Duration = Duration::from_secs(30);
 
-/// The messages that wait for a node which is slow.
+/// The messages that wait for a node which is slow, and their bytes.
 const AHEAD: usize = 64;
+const AHEAD_BYTES: usize = 2 * MAX_MESSAGE;
 
 pub(super) async fn open(
     State(Served { control, client }): State<Served>,
@@ -51,29 +52,67 @@ pub(super) async fn open(
     let until = Instant::now() + identity.lasts;
     let open = session::open(&control, &identity);
     tracing::info!(node = &*identity.node, version, known = subscribe.known.len(), "a node has its stream");
-    let (lines, told) = mpsc::channel(AHEAD);
+    let (lines, told) = Lines::new();
     let node = identity.node;
     let teller = Teller { control, open, lines, known: subscribe.known };
     tokio::spawn(async move {
         let why = teller.tell(&node, version, until).await;
         tracing::info!(node = &*node, why, "a node's stream ends");
     });
-    let body = Body::from_stream(stream::unfold(told, async |mut told: mpsc::Receiver<Bytes>| {
-        let line = told.recv().await?;
-        Some((Ok::<_, Infallible>(line), told))
+    let body = Body::from_stream(stream::unfold(told, async |mut told: mpsc::Receiver<Line>| {
+        // Its place is another's as soon as it is on its way.
+        let Line { bytes, .. } = told.recv().await?;
+        Some((Ok::<_, Infallible>(bytes), told))
     }));
     Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response())
+}
+
+/// A line that waits for its node, and its place among [`AHEAD_BYTES`].
+struct Line {
+    bytes: Bytes,
+    _place: OwnedSemaphorePermit,
+}
+
+/// Where lines wait for a node.
+struct Lines {
+    waiting: mpsc::Sender<Line>,
+    places: Arc<Semaphore>,
+}
+
+impl Lines {
+    fn new() -> (Self, mpsc::Receiver<Line>) {
+        let (waiting, told) = mpsc::channel(AHEAD);
+        (Self { waiting, places: Arc::new(Semaphore::new(AHEAD_BYTES)) }, told)
+    }
+
+    /// Waits until there is room for a line.
+    async fn send(&self, line: Vec<u8>) -> Result<(), Ended> {
+        let places = u32::try_from(line.len()).unwrap_or(u32::MAX);
+        let send = async {
+            // Never closed.
+            let place =
+                Arc::clone(&self.places).acquire_many_owned(places).await.map_err(|_| Ended("the node is gone"))?;
+            let line = Line { bytes: line.into(), _place: place };
+            self.waiting.send(line).await.map_err(|_| Ended("the node is gone"))
+        };
+        timeout_at(Instant::now() + STALL, send).await.unwrap_or(Err(Ended("the node takes nothing")))
+    }
+
+    async fn closed(&self) {
+        self.waiting.closed().await;
+    }
 }
 
 struct Teller {
     control: Arc<Control>,
     open: Open,
-    lines: mpsc::Sender<Bytes>,
+    lines: Lines,
     /// What the node has.
     known: BTreeMap<Key, Version>,
 }
 
 /// Why a stream ends.
+#[derive(Debug, PartialEq, Eq)]
 struct Ended(&'static str);
 
 impl Teller {
@@ -125,14 +164,37 @@ impl Teller {
         Ok(!news.is_empty())
     }
 
+    /// What the node could not read is passed over: it would keep it from everything else.
     async fn say(&self, told: &ToNode) -> Result<(), Ended> {
-        let mut line = serde_json::to_vec(told).map_err(|_| Ended("something cannot be written"))?;
-        line.push(b'\n');
-        let sent = timeout_at(Instant::now() + STALL, self.lines.send(line.into())).await;
-        match sent {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(_)) => Err(Ended("the node is gone")),
-            Err(_) => Err(Ended("the node takes nothing")),
+        match line(told) {
+            Ok(line) => self.lines.send(line).await,
+            Err(error) => {
+                let resource = told.key().map(String::from);
+                tracing::error!(resource, %error, "a node is not told of something; it is told the rest");
+                Ok(())
+            }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_waits_for_a_slow_node_is_bounded_by_bytes() {
+        let (lines, mut told) = Lines::new();
+        let longest = || vec![b'x'; MAX_MESSAGE];
+        assert_eq!(lines.send(longest()).await, Ok(()));
+        assert_eq!(lines.send(longest()).await, Ok(()));
+        let one_more = tokio::time::timeout(Duration::from_millis(50), lines.send(b"x\n".to_vec())).await;
+        assert!(one_more.is_err(), "it waits");
+        assert_eq!(told.recv().await.map(|line| line.bytes.len()), Some(MAX_MESSAGE));
+        assert_eq!(lines.send(longest()).await, Ok(()), "the first has left");
+        for _ in 0..2 {
+            told.recv().await;
+        }
+        drop(told);
+        assert_eq!(lines.send(longest()).await, Err(Ended("the node is gone")));
     }
 }

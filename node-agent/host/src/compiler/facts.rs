@@ -1,5 +1,6 @@
 //! What a component is, read from its bytes without running or compiling anything.
 
+use pillion_protocol::text;
 use serde::{Deserialize, Serialize};
 use wasmparser::{Encoding, Parser, Payload};
 
@@ -47,12 +48,24 @@ pub enum Refusal {
     /// Nothing that serves HTTP.
     #[error(
         "no HTTP export: expected wasi:http/incoming-handler@0.2.x or wasi:http/handler@0.3.x, found {}",
-        if .0.is_empty() { "no export".to_owned() } else { .0.join(", ") }
+        if .0.is_empty() { "no export".to_owned() } else { listed(.0) }
     )]
     NoHttpExport(Vec<String>),
     /// Imports that are not offered.
-    #[error("imports what is not offered here: {}; `pillion inspect --offered` lists what is", .0.join(", "))]
+    #[error("imports what is not offered here: {}; `pillion inspect --offered` lists what is", listed(.0))]
     Imports(Vec<String>),
+}
+
+/// The most names that an error lists, and the most characters of one: a stranger's component may have thousands of 100 kB each.
+const LISTED: usize = 10;
+const NAME: usize = 70;
+
+fn listed(names: &[String]) -> String {
+    let mut shown: Vec<_> = names.iter().take(LISTED).map(|name| text::shown(name, NAME)).collect();
+    if let Some(more) = names.len().checked_sub(LISTED).filter(|more| *more > 0) {
+        shown.push(format!("and {more} more"));
+    }
+    shown.join(", ")
 }
 
 const RANDOM: &str = "random insecure insecure-seed";

@@ -2,12 +2,16 @@
 
 use std::{collections::BTreeMap, fs, io, pin::Pin, time::Duration};
 
-use pillion_protocol::stream::{Key, MAX_MESSAGE, REPORT, Report, STREAM, Subscribe, ToNode, VERSIONS, Version};
+use pillion_protocol::{
+    stream::{Key, MAX_MESSAGE, REPORT, Report, STREAM, Subscribe, ToNode, VERSIONS, Version},
+    text,
+};
 use reqwest::{Certificate, Client, Response, StatusCode};
 use serde::Deserialize;
 use tokio::{sync::watch, time::timeout};
 
 use super::{
+    lines::{Line, Lines},
     message::{Settings, Word},
     say,
 };
@@ -87,8 +91,8 @@ impl Connection<'_> {
                 chunk = timeout(SILENCE, answer.chunk()) => {
                     let chunk = chunk.map_err(|_| away("it says nothing any more"))?.map_err(|error| away(chain(&error)))?;
                     let Some(chunk) = chunk else { return Ok(()) };
-                    for line in lines.take(&chunk).map_err(away)? {
-                        self.hear(&line)?;
+                    for line in lines.take(&chunk) {
+                        self.hear(line)?;
                     }
                 }
                 changed = self.reports.changed(), if self.complete && !is_bringing => {
@@ -118,9 +122,17 @@ impl Connection<'_> {
     }
 
     /// Hands on what control says.
-    fn hear(&mut self, line: &[u8]) -> Result<(), Away> {
+    fn hear(&mut self, line: Line) -> Result<(), Away> {
+        let line = match line {
+            Line::Whole(line) => line,
+            Line::TooLong { about, bytes } => {
+                let about = about.map_or_else(|| "something".to_owned(), String::from);
+                let why = format!("{about}: a line of {bytes} bytes: at most {MAX_MESSAGE} are read");
+                return Ok(say(&Word::Misunderstood(why))?);
+            }
+        };
         // The next line may well be understood: one of a newer control must not keep this node from all others.
-        let told: ToNode = match serde_json::from_slice(line) {
+        let told: ToNode = match serde_json::from_slice(&line) {
             Ok(told) => told,
             // Its words could quote a secret.
             Err(error) => {
@@ -191,7 +203,8 @@ async fn accepted(mut answer: Response) -> Result<Response, Away> {
     {
         body.extend_from_slice(&chunk);
     }
-    let said = serde_json::from_slice::<Said>(&body).map_or_else(|_| String::new(), |said| format!(": {}", said.title));
+    let said = serde_json::from_slice::<Said>(&body)
+        .map_or_else(|_| String::new(), |said| format!(": {}", text::reason(&said.title)));
     let hint = match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
             " (is this the agent's own service account, and its token's audience that of control?)"
@@ -199,49 +212,4 @@ async fn accepted(mut answer: Response) -> Result<Response, Away> {
         _ => "",
     };
     Err(away(format!("{status}{said}{hint}")))
-}
-
-/// Puts lines together that come in pieces.
-#[derive(Default)]
-struct Lines(Vec<u8>);
-
-impl Lines {
-    /// The lines that are whole with `chunk`.
-    fn take(&mut self, chunk: &[u8]) -> Result<Vec<Vec<u8>>, String> {
-        let mut whole = Vec::new();
-        for piece in chunk.split_inclusive(|byte| *byte == b'\n') {
-            self.0.extend_from_slice(piece);
-            if self.0.len() > MAX_MESSAGE {
-                return Err(format!("it says more than {MAX_MESSAGE} bytes at once"));
-            }
-            if self.0.ends_with(b"\n") {
-                whole.push(std::mem::take(&mut self.0));
-            }
-        }
-        Ok(whole)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_line_is_whole_wherever_it_was_cut() {
-        let said = b"{\"type\":\"complete\"}\n{\"type\":\"heartbeat\"}\n";
-        let expected: Vec<&[u8]> = said.split_inclusive(|byte| *byte == b'\n').collect();
-        for cut in 0..=said.len() {
-            let mut lines = Lines::default();
-            let mut whole = lines.take(&said[..cut]).unwrap();
-            whole.extend(lines.take(&said[cut..]).unwrap());
-            assert_eq!(whole, expected, "cut at {cut}");
-        }
-    }
-
-    #[test]
-    fn half_a_line_says_nothing() {
-        let mut lines = Lines::default();
-        assert!(lines.take(b"{\"type\":\"podEnded\",\"uid\":\"u\"}").unwrap().is_empty());
-        assert!(lines.take(&vec![b'x'; MAX_MESSAGE]).is_err(), "without an end");
-    }
 }

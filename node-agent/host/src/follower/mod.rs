@@ -4,6 +4,7 @@
 //! by line; what the supervisor reports it brings to control. It knows nothing itself but which versions it has handed on.
 
 mod client;
+mod lines;
 pub mod message;
 
 use std::{

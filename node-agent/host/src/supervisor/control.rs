@@ -20,9 +20,10 @@ use pillion_protocol::{
     pod::{Pod, PodUid},
     reference::Reference,
     stream::{ComponentReport, PodReport, Report, ToNode, WantedPod},
+    text,
 };
 
-use super::{BindingKey, Input, Supervisor, child, message::ToWorker};
+use super::{BindingKey, Input, Supervisor, child, message::ToWorker, report};
 use crate::{
     catalog::{
         kept::Kept,
@@ -51,6 +52,8 @@ pub struct Control {
     due: Option<Instant>,
     /// What was told is kept.
     is_written: bool,
+    /// What the last report had no room for.
+    left_out: Option<String>,
 }
 
 impl Control {
@@ -63,7 +66,7 @@ impl Control {
         let mut told = kept.read()?;
         told.doubt();
         let (ended, failed) = (Vec::new(), BTreeMap::new());
-        Ok(Self { settings, kept, told, follower: None, ended, failed, due: None, is_written: true })
+        Ok(Self { settings, kept, told, follower: None, ended, failed, due: None, is_written: true, left_out: None })
     }
 
     /// The components that it has told.
@@ -237,6 +240,7 @@ impl Supervisor {
     /// Why a pod has not what it should; `None` if it has.
     pub(super) fn failures_of(&mut self, uid: &PodUid, why: Option<String>) {
         let Some(control) = &mut self.desired.control else { return };
+        let why = why.as_deref().map(text::reason);
         let before = match &why {
             Some(why) => control.failed.insert(uid.clone(), why.clone()),
             None => control.failed.remove(uid),
@@ -263,6 +267,13 @@ impl Supervisor {
         let report = self.make_report();
         let Some(control) = &mut self.desired.control else { return };
         control.due = None;
+        if control.left_out != report.left_out {
+            match &report.left_out {
+                Some(left_out) => tracing::warn!(left_out, "a report to control has no room for everything"),
+                None => tracing::info!("a report to control has room for everything again"),
+            }
+            control.left_out.clone_from(&report.left_out);
+        }
         // One that drains knows less than the host in its place.
         if !control.is_written && !self.terminating {
             match control.kept.write(&control.told) {
@@ -301,7 +312,8 @@ impl Supervisor {
         for (uid, why) in &control.failed {
             pods.entry(uid.clone()).or_default().failure = Some(why.clone());
         }
-        Report { components: control.told.components().filter_map(of_component).collect(), pods }
+        let components = control.told.components().filter_map(of_component).collect();
+        report::fit(Report { components, pods, left_out: None })
     }
 
     /// What a pod's binding is to its component.

@@ -15,6 +15,7 @@ use std::{
 use pillion_protocol::{
     id::ComponentId,
     keeper::{Endpoint, Fate, FromHost, MAX_MESSAGE, ToHost, VERSION},
+    text,
 };
 use pillion_sockets::{
     link::{Incoming, Link},
@@ -107,7 +108,7 @@ fn of_component(id: &ComponentId, fate: Fate) -> FromHost {
 /// As much of a text as a message has room for.
 fn shortened(fate: Fate) -> Fate {
     match fate {
-        Fate::Failed(text) => Fate::Failed(text.chars().take(1_000).collect()),
+        Fate::Failed(why) => Fate::Failed(text::reason(&why)),
         Fate::Ready => Fate::Ready,
     }
 }

@@ -9,6 +9,7 @@ pub mod control;
 mod errands;
 pub mod keeper;
 pub mod message;
+mod report;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -33,6 +34,7 @@ use pillion_protocol::{
     keeper::{Endpoint, Fate, ToHost},
     pod::PodUid,
     stream::ToNode,
+    text,
 };
 use pillion_sockets::{
     link::{Incoming, Link, MAX_DESCRIPTORS},
@@ -325,6 +327,7 @@ impl Supervisor {
 
     fn remember(&mut self, component: &ComponentId, result: Result<Served, String>) {
         let Some(known) = self.desired.components.get_mut(component) else { return };
+        let result = result.map_err(|why| text::reason(&why));
         known.changed = false;
         known.failure = result.as_ref().err().cloned();
         known.served = result.as_ref().ok().cloned().or(known.served.take());

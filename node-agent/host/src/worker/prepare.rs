@@ -17,6 +17,7 @@ use pillion_protocol::{
     digest::Digest,
     id::ComponentId,
     quantity::ByteSize,
+    text,
 };
 use pillion_sockets::link::Link;
 use tokio::sync::oneshot;
@@ -100,14 +101,15 @@ pub(super) struct Preparer {
 
 impl Failure {
     pub(super) fn new(reason: Reason, error: impl ToString) -> Self {
-        Self { reason, message: error.to_string() }
+        // It goes into logs, reports and Events, and may repeat what strangers wrote.
+        Self { reason, message: text::reason(&error.to_string()) }
     }
 
     /// The same, with the artifact that it is about.
     pub(super) fn of(self, image: &Image) -> Self {
         match image {
             Image::Reference(reference) if !self.message.starts_with(&reference.to_string()) => {
-                Self { message: format!("{reference}: {}", self.message), ..self }
+                Self::new(self.reason, format!("{reference}: {}", self.message))
             }
             _ => self,
         }
