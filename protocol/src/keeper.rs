@@ -2,7 +2,9 @@
 //! keepers when one takes the other's place.
 //!
 //! Messages are JSON, at most [`MAX_MESSAGE`] bytes long, with descriptors beside them. Who talks may be of different versions while
-//! a node is upgraded, so each conversation begins with the version of its words.
+//! a node is upgraded: fields that are not known are not read, and kinds of messages that are not known are passed over, or refused where
+//! there is an answer. So what is added needs no other version; that changes only where a message comes to mean something else, and then
+//! both sides wait until they are of one version again.
 
 use std::{path::PathBuf, str::FromStr};
 
@@ -260,6 +262,67 @@ mod tests {
         assert_eq!(serde_json::to_string(&request).unwrap(), text);
         let text = r#"{"version":1,"call":{"del":{"sandbox":"c1"}}}"#;
         assert_eq!(serde_json::to_string(&serde_json::from_str::<Request>(text).unwrap()).unwrap(), text);
+    }
+
+    /// What is said again of what was understood.
+    type Again = fn(&str) -> Option<String>;
+
+    /// The words of today, which neighbours of the version before and after speak: they stay understood, and stay what is said.
+    const WORDS: [(&str, Again); 22] = [
+        (r#"{"version":1,"call":"status"}"#, again::<Request>),
+        (r#"{"version":1,"call":{"handover":{"generation":7}}}"#, again::<Request>),
+        (r#""done""#, again::<Answer>),
+        (r#"{"refused":"why"}"#, again::<Answer>),
+        (
+            r#"{"status":{"generation":7,"pods":1,"listeners":2,"listenersMax":3,"hosts":1,"ready":true}}"#,
+            again::<Answer>,
+        ),
+        (r#"{"held":ENDPOINT}"#, again::<ToSuccessor>),
+        (r#"{"host":{"introduced":true}}"#, again::<ToSuccessor>),
+        (r#""complete""#, again::<ToSuccessor>),
+        (r#"{"refused":"why"}"#, again::<ToSuccessor>),
+        ("null", again::<Taken>),
+        (r#"{"bind":ENDPOINT}"#, again::<ToHost>),
+        (r#"{"unbind":{"pod":"u-1","port":8081}}"#, again::<ToHost>),
+        (r#"{"failed":{"pod":POD,"why":"why"}}"#, again::<ToHost>),
+        (r#""complete""#, again::<ToHost>),
+        (r#"{"moved":{"introduced":false}}"#, again::<ToHost>),
+        (r#"{"hello":{"version":1,"listeners_max":11040}}"#, again::<FromHost>),
+        (r#"{"held":ENDPOINT}"#, again::<FromHost>),
+        (r#""complete""#, again::<FromHost>),
+        (r#"{"component":{"namespace":"shop","name":"clock","fate":"ready"}}"#, again::<FromHost>),
+        (r#"{"component":{"name":"clock","fate":{"failed":"why"}}}"#, again::<FromHost>),
+        (r#"{"desired":{"pod":POD,"sidecars":"clock=8081","netns":null}}"#, again::<FromHost>),
+        (r#"{"ended":"u-1"}"#, again::<FromHost>),
+    ];
+
+    fn again<T: Serialize + for<'de> Deserialize<'de>>(text: &str) -> Option<String> {
+        serde_json::to_string(&serde_json::from_str::<T>(text).ok()?).ok()
+    }
+
+    fn whole(text: &str) -> String {
+        let endpoint =
+            r#"{"pod":POD,"sandbox":"c1","netns":"/run/netns/x","netns_cookie":5,"name":"clock","port":8081}"#;
+        let pod = r#"{"uid":"u-1","namespace":"shop","name":"cart-0"}"#;
+        text.replace("ENDPOINT", endpoint).replace("POD", pod)
+    }
+
+    #[test]
+    fn words_stay_what_they_are_and_further_fields_are_not_read() {
+        for (text, again) in WORDS {
+            let text = whole(text);
+            assert_eq!(again(&text).as_ref(), Some(&text), "{text}");
+            // In each object but those whose only field is a kind.
+            let newer = text
+                .replace(r#"{"version""#, r#"{"newer":{"a":[1]},"version""#)
+                .replace(r#"{"uid""#, r#"{"newer":7,"uid""#);
+            let newer =
+                newer.replace(r#"{"pod""#, r#"{"newer":null,"pod""#).replace(r#"{"name"#, r#"{"newer":"x","name"#);
+            let newer = newer
+                .replace(r#"{"introduced""#, r#"{"newer":[],"introduced""#)
+                .replace(r#"{"generation""#, r#"{"newer":1,"generation""#);
+            assert_eq!(again(&newer).as_ref(), Some(&text), "{newer}");
+        }
     }
 
     #[test]

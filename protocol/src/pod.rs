@@ -86,7 +86,6 @@ id! {
 
 /// A pod: its UID identifies it, namespace and name are for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Pod {
     /// Its UID.
     pub uid: PodUid,

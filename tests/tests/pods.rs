@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::Write,
+    io::{Read, Write},
     os::unix::net::{UnixListener, UnixStream},
     path::PathBuf,
     thread,
@@ -240,6 +240,51 @@ fn a_keeper_that_is_killed_or_ended_finds_its_pods_again() -> Result<()> {
     node.end_keeper()?;
     node.start_keeper()?;
     assert_eq!(kept.accepts(8081), BOTH, "its end removed nothing that it needs");
+    Ok(())
+}
+
+/// Says this to a socket of the keeper's, as a frame, and gives the first answer.
+fn say(client: &mut UnixStream, text: &str) -> Result<()> {
+    client.write_all(&u32::try_from(text.len())?.to_be_bytes())?;
+    Ok(client.write_all(text.as_bytes())?)
+}
+
+fn heard(client: &mut UnixStream) -> Result<String> {
+    client.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let mut length = [0; 4];
+    client.read_exact(&mut length)?;
+    let mut text = vec![0; usize::try_from(u32::from_be_bytes(length))?];
+    client.read_exact(&mut text)?;
+    Ok(String::from_utf8(text)?)
+}
+
+#[test]
+fn a_plugin_and_a_host_of_the_next_version_are_understood_or_told_so() -> Result<()> {
+    let node = Node::with_keeper()?;
+    for (call, answer) in [
+        (r#"{"version":1,"newer":1,"call":{"del":{"sandbox":"c1","newer":{}}}}"#, r#""done""#),
+        (r#"{"version":1,"call":{"later":{"sandbox":"c1"}}}"#, r#"does not understand \"later\""#),
+        (r#"{"version":2,"call":{"later":{}}}"#, "speaks version 2"),
+    ] {
+        let mut plugin = UnixStream::connect(node.cni_socket())?;
+        say(&mut plugin, call)?;
+        let heard = heard(&mut plugin)?;
+        assert!(heard.contains(answer), "{call}: {heard}");
+    }
+    let mut host = UnixStream::connect(node.host_socket())?;
+    let desired = r#"{"desired":{"pod":{"uid":"u-9","namespace":"n","name":"p","newer":1},"sidecars":"a=8081","netns":null,"newer":[]}}"#;
+    for said in [
+        r#"{"hello":{"version":1,"listeners_max":100,"newer":true}}"#,
+        r#""later""#,
+        r#"{"later":{"pods":[1,2]}}"#,
+        r#"{"component":{"name":"a","fate":"compiling"}}"#,
+        desired,
+        r#"{"complete":{"newer":1}}"#,
+    ] {
+        say(&mut host, said)?;
+    }
+    assert_eq!(heard(&mut host)?, r#""complete""#, "{}", node.log());
+    assert!(node.log().contains("what this keeper does not know"), "{}", node.log());
     Ok(())
 }
 

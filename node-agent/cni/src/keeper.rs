@@ -9,7 +9,7 @@ use std::{
 };
 
 use pillion_protocol::keeper::{Answer, Call, MAX_MESSAGE, Request, VERSION};
-use pillion_sockets::link::Link;
+use pillion_sockets::{heard::Heard, link::Link};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 use crate::output::Failure;
@@ -49,5 +49,10 @@ fn once(socket: &Path, request: &Request, netns: Option<BorrowedFd<'_>>, deadlin
     connection.set_write_timeout(Some(left))?;
     let mut link = Link::bounded(connection, MAX_MESSAGE);
     link.send(request, netns.as_slice())?;
-    Ok(link.receive()?.message)
+    Ok(match link.receive::<Heard<Answer>>()?.message {
+        Heard::Known(answer) => answer,
+        Heard::Unknown { kind, why } => {
+            Answer::Refused(format!("the keeper's answer {kind:?} is not understood: {why}"))
+        }
+    })
 }

@@ -13,7 +13,8 @@ use std::{
 };
 
 use pillion_protocol::keeper::{Call, Endpoint, Taken, ToHost, ToSuccessor};
-use pillion_sockets::link::Link;
+use pillion_sockets::{heard::Heard, link::Link};
+use serde::de::IgnoredAny;
 
 use crate::{
     host::{Origin, Reconnected},
@@ -47,9 +48,23 @@ pub fn ask(path: &Path, generation: u64) -> io::Result<Handed> {
     let mut link = socket::ask(path, Call::Handover { generation }, SILENCE)?;
     let (mut endpoints, mut hosts) = (Vec::new(), Vec::new());
     loop {
-        let incoming = link.receive::<ToSuccessor>()?;
+        let incoming = link.receive::<Heard<ToSuccessor>>()?;
         let mut descriptors = incoming.descriptors;
-        match incoming.message {
+        let message = match incoming.message {
+            Heard::Known(message) => message,
+            // Without one of these not everything would be held.
+            Heard::Unknown { kind, why } if ["held", "host", "complete"].contains(&kind.as_str()) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("{kind:?} of the keeper before is not understood: {why}"),
+                ));
+            }
+            Heard::Unknown { kind, why } => {
+                tracing::warn!(kind, why, "the keeper before says what this one does not know: it is passed over");
+                continue;
+            }
+        };
+        match message {
             ToSuccessor::Held(endpoint) => endpoints.push((endpoint, descriptors)),
             ToSuccessor::Host { introduced } => {
                 let connection = descriptors.pop().map(UnixStream::from);
@@ -113,9 +128,10 @@ impl Keeper {
     }
 
     fn hear_taken(&self, link: &mut Link) -> io::Result<()> {
-        let Err(silent) = link.receive::<Taken>() else { return Ok(()) };
+        // Whatever the successor says it with: a newer one may say more.
+        let Err(silent) = link.receive::<IgnoredAny>() else { return Ok(()) };
         // From here on the successor cannot say it any more, and knows. It may have said so a moment before.
         _ = link.socket().shutdown(std::net::Shutdown::Both);
-        link.receive::<Taken>().map(drop).map_err(|_| silent)
+        link.receive::<IgnoredAny>().map(drop).map_err(|_| silent)
     }
 }

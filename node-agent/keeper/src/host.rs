@@ -22,7 +22,10 @@ use pillion_protocol::{
     name::Name,
     pod::PodUid,
 };
-use pillion_sockets::link::Link;
+use pillion_sockets::{
+    heard::Heard,
+    link::{Incoming, Link},
+};
 
 use crate::{keeper::Input, pod::Pod, socket};
 
@@ -79,11 +82,17 @@ pub fn connect(client: UnixStream, origin: Origin, inputs: &Sender<Input>) -> io
     inputs.send(Input::HostConnected(id, link.try_clone()?, origin)).map_err(gone)?;
     let (inputs, failed) = (inputs.clone(), inputs.clone());
     let started = thread::Builder::new().name("from-host".into()).spawn(move || {
+        let mut said = false;
         loop {
-            match link.receive::<FromHost>() {
-                Ok(incoming) => {
-                    if inputs.send(Input::Host(id, incoming.message, incoming.descriptors)).is_err() {
+            match link.receive::<Heard<FromHost>>() {
+                Ok(Incoming { message: Heard::Known(message), descriptors }) => {
+                    if inputs.send(Input::Host(id, message, descriptors)).is_err() {
                         return;
+                    }
+                }
+                Ok(Incoming { message: Heard::Unknown { kind, why }, .. }) => {
+                    if !mem::replace(&mut said, true) {
+                        tracing::warn!(kind, why, "a host says what this keeper does not know: it is passed over");
                     }
                 }
                 Err(error) => {

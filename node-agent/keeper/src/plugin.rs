@@ -14,8 +14,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use pillion_protocol::keeper::{Answer, Call, MAX_MESSAGE, Request, VERSION};
-use pillion_sockets::link::Link;
+use pillion_protocol::keeper::{Answer, Call, MAX_MESSAGE, VERSION};
+use pillion_sockets::{heard::Heard, link::Link};
+use serde::Deserialize;
 
 use crate::{
     keeper::{Input, Outcome, Pending},
@@ -70,18 +71,33 @@ pub fn serve(listener: UnixListener, inputs: Sender<Input>) -> io::Result<()> {
     Ok(())
 }
 
+/// A [`Request`](pillion_protocol::keeper::Request), of whatever version.
+#[derive(Deserialize)]
+struct Asked {
+    version: u32,
+    call: Heard<Call>,
+}
+
 fn talk(client: UnixStream, inputs: &Sender<Input>) -> io::Result<()> {
     client.set_read_timeout(Some(TALK))?;
     client.set_write_timeout(Some(TALK))?;
     let mut link = Link::bounded(client, MAX_MESSAGE);
-    let incoming = link.receive::<Request>()?;
-    let Request { version, call } = incoming.message;
+    let incoming = link.receive::<Asked>()?;
+    let Asked { version, call } = incoming.message;
     if version != VERSION {
         let text = format!(
             "who asks speaks version {version}, the keeper {VERSION}: one of them is being replaced, try again"
         );
         return link.send(&Answer::Refused(text), &[]);
     }
+    let call = match call {
+        Heard::Known(call) => call,
+        Heard::Unknown { kind, why } => {
+            let text =
+                format!("the keeper does not understand {kind:?}: {why}. If one of them is being replaced, try again");
+            return link.send(&Answer::Refused(text), &[]);
+        }
+    };
     if let Call::Handover { generation } = call {
         return inputs.send(Input::Successor { generation, link }).map_err(|_| io::Error::other("the keeper ends"));
     }

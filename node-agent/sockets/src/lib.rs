@@ -2,12 +2,14 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`heard`] | messages of a neighbour of another version |
 //! | [`link`] | messages over a Unix socket, with descriptors beside them |
 //! | [`listen`] | listeners: opened, and checked where they arrive |
 //! | [`sys`] | the only `unsafe` |
 
 #![deny(unsafe_code)]
 
+pub mod heard;
 pub mod link;
 pub mod listen;
 pub mod sys;

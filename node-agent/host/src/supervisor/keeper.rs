@@ -18,6 +18,7 @@ use pillion_protocol::{
     text,
 };
 use pillion_sockets::{
+    heard::Heard,
     link::{Incoming, Link},
     listen,
 };
@@ -83,8 +84,18 @@ fn listen_to(socket: &Path, inputs: &Sender<Input>, met: &mut Met) -> io::Result
         if inputs.send(Input::KeeperConnected { link: link.try_clone()?, introduced }).is_err() {
             return Ok(());
         }
+        let mut said = false;
         stream = loop {
-            let Incoming { message, mut descriptors } = link.receive::<ToHost>()?;
+            let Incoming { message, mut descriptors } = link.receive::<Heard<ToHost>>()?;
+            let message = match message {
+                Heard::Known(message) => message,
+                Heard::Unknown { kind, why } => {
+                    if !std::mem::replace(&mut said, true) {
+                        tracing::warn!(kind, why, "the keeper says what this host does not know: it is passed over");
+                    }
+                    continue;
+                }
+            };
             *met = Met::Keeper;
             if let ToHost::Moved { introduced: knows } = message
                 && let Some(next) = descriptors.pop()
@@ -212,5 +223,38 @@ impl Supervisor {
             self.tell(&ToWorker::Unbind(pod.clone(), *port));
             self.report_soon();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write, os::unix::net::UnixListener, sync::mpsc::channel};
+
+    use super::*;
+
+    #[test]
+    fn a_keeper_of_the_next_version_is_heard_on() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("keeper.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        let (inputs, inbox) = channel();
+        let listening = thread::spawn(move || listen_to(&path, &inputs, &mut Met::Nobody));
+        let (mut keeper, _) = listener.accept().unwrap();
+        for said in [
+            r#""later""#,
+            r#"{"later":{"pods":1}}"#,
+            r#"{"unbind":{"pod":"u-1","port":8081,"newer":1}}"#,
+            r#"{"complete":{"newer":1}}"#,
+        ] {
+            keeper.write_all(&u32::try_from(said.len()).unwrap().to_be_bytes()).unwrap();
+            keeper.write_all(said.as_bytes()).unwrap();
+        }
+        drop(keeper);
+        assert!(listening.join().unwrap().is_err(), "the keeper is gone");
+        let heard: Vec<_> = inbox
+            .try_iter()
+            .filter_map(|input| if let Input::Keeper(said, _) = input { Some(said) } else { None })
+            .collect();
+        assert!(matches!(heard.as_slice(), [ToHost::Unbind { .. }, ToHost::Complete]), "{heard:?}");
     }
 }
