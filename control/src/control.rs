@@ -286,14 +286,19 @@ impl Control {
         drop(self.leading.subscribe().wait_for(|leading| (*leading == Leading::Yes) == leads).await);
     }
 
-    /// A node has said what became of what it was told.
+    /// A node has said what became of what it was told. What it says of components that none of its pods names is nothing to look into.
     pub fn report(&self, node: &NodeName, report: Report) {
+        let theirs: BTreeSet<_> = {
+            let catalog = self.catalog();
+            catalog.uids_on(node).iter().filter_map(|uid| catalog.pod(uid)).flat_map(names).collect()
+        };
         let mut reports = self.reports();
         let before = reports.entry(NodeName::clone(node)).or_default();
         let changed = |id: &&ComponentId| before.components.get(id) != report.components.get(id);
         let ids = before.components.keys().chain(report.components.keys()).filter(changed);
         // What pods of a namespace see is of that namespace, or the cluster's.
-        let ids: BTreeSet<_> = ids.flat_map(|id| [id.clone(), id.name.clone().into()]).collect();
+        let ids = ids.flat_map(|id| [id.clone(), id.name.clone().into()]);
+        let ids: BTreeSet<_> = ids.filter(|id| theirs.contains(id)).collect();
         let is_same = *before == report;
         if let Some(left_out) = report.left_out.as_ref().filter(|_| before.left_out != report.left_out) {
             tracing::warn!(node = &**node, left_out, "a node's report has no room for everything");
@@ -353,4 +358,51 @@ impl Control {
 /// What a pod's names may mean: components of its namespace and the cluster's.
 fn names(pod: &ListedPod) -> BTreeSet<ComponentId> {
     pod.sidecars.iter().flatten().flat_map(|sidecar| pod.meanings(&sidecar.name)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use futures::FutureExt;
+    use pillion_protocol::stream::{ComponentReport, Version};
+
+    use super::*;
+    use crate::catalog::tests::pod;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        settings: Settings,
+    }
+
+    #[test]
+    fn a_node_has_only_the_components_looked_into_that_its_pods_name() {
+        let control = Control::new(Line::parse_from(["control", "--identity=a"]).settings);
+        for (namespace, name, node, sidecars) in
+            [("shop", "cart", "a", "clock=8081"), ("bank", "till", "b", "vault=8081")]
+        {
+            let (uid, listed) = pod(namespace, name, node, sidecars);
+            control.set_pod(&uid, listed);
+        }
+        _ = control.unsettled().now_or_never();
+        let said = |ids: &[&str]| Report {
+            components: ids
+                .iter()
+                .map(|id| {
+                    let version = Version("1".into());
+                    (
+                        id.parse().unwrap(),
+                        ComponentReport { version, digest: None, failure: None, outbound: Vec::new() },
+                    )
+                })
+                .collect(),
+            ..Report::default()
+        };
+        control.report(&"a".into(), said(&["shop/clock", "bank/vault", "vault", "nowhere/nothing"]));
+        let unsettled: Vec<_> =
+            control.unsettled().now_or_never().unwrap().into_iter().map(|id| id.to_string()).collect();
+        assert_eq!(unsettled, ["clock", "shop/clock"]);
+        control.report(&"a".into(), said(&["shop/clock", "bank/vault"]));
+        assert!(control.unsettled().now_or_never().is_none(), "nothing of its own has changed");
+    }
 }

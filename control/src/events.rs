@@ -1,8 +1,12 @@
 //! What the owner of a pod sees: an Event for each sidecar that is not served, with the text at fault, and one when it is again.
 //!
-//! The replica that leads writes them, some in a second; what changes to and fro meanwhile is told as it is in the end.
+//! The replica that leads writes them, some in a second, namespaces in turns; what changes to and fro meanwhile is told as it is in the end.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use k8s_openapi::api::core::v1::ObjectReference;
 use kube::{
@@ -10,10 +14,13 @@ use kube::{
     runtime::events::{Event, EventType, Recorder, Reporter},
 };
 
+use tokio::time::Instant;
+
 use crate::{
     catalog::{ApiUid, ListedPod},
-    control::Control,
+    control::{Control, Leading},
     served::{About, Problems, of_strays},
+    turns::Turns,
 };
 
 /// How long changes are gathered.
@@ -33,16 +40,35 @@ pub async fn follow(client: Client, control: Arc<Control>) {
         let mut told: HashMap<ApiUid, Problems> = HashMap::new();
         let all = control.catalog().uids();
         control.look_at(all);
-        loop {
+        let mut turns = Turns::default();
+        while *control.leading.borrow() == Leading::Yes {
             let changed = tokio::select! {
+                biased;
                 changed = control.looked_at() => changed,
                 () = control.until_leading(false) => break,
+                // Those who wait have their turns, and what changes meanwhile is heard of.
+                () = std::future::ready(()), if !turns.is_empty() => BTreeSet::new(),
             };
-            for uid in changed {
+            line_up(&control, &mut turns, changed);
+            let until = Instant::now() + GATHER;
+            for uid in turns.by_ref() {
                 tell(&client, &control, &mut told, &uid).await;
+                if Instant::now() >= until {
+                    break;
+                }
             }
-            tokio::time::sleep(GATHER).await;
+            tokio::time::sleep_until(until).await;
         }
+    }
+}
+
+fn line_up(control: &Control, turns: &mut Turns, pods: BTreeSet<ApiUid>) {
+    let catalog = control.catalog();
+    for uid in pods {
+        // One that has gone has nothing to be told, and is forgotten in passing.
+        let namespace = catalog.pod(&uid).map(|pod| pod.pod.namespace.as_str());
+        let namespace = namespace.or_else(|| Some(catalog.stray(&uid)?.namespace.as_str()));
+        turns.add(namespace.unwrap_or_default(), uid);
     }
 }
 

@@ -15,7 +15,7 @@
 //! | [`uninstall`] | takes the agent off every node |
 //! | [`strays`], [`claims`], [`absent`] | what keeps sidecars from a pod that no component is to blame for: what nothing reads, ports, nodes without agent |
 //! | [`served`] | what a pod has of what it names, and what is wrong with it. Decides, and does no IO |
-//! | [`status`], [`events`], [`readiness`] | what people see: conditions of components, Events of pods, and whether these are ready |
+//! | [`status`], [`events`], [`readiness`] | what people see: conditions of components, Events of pods ([`turns`]: in which order), and whether these are ready |
 //!
 //! It runs no guest, has no engine, and nothing that it serves depends on it: nodes go on with what they know while it is away.
 
@@ -39,6 +39,7 @@ pub mod served;
 pub mod settings;
 pub mod status;
 pub mod strays;
+pub mod turns;
 pub mod uninstall;
 pub mod watch;
 

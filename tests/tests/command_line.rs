@@ -308,7 +308,14 @@ async fn other_addresses_may_be_listened_on() -> Result<()> {
     let host = Host::of([]).args([argument.as_str(), "--address", "127.0.0.2"]).start().await?;
     tokio::net::TcpStream::connect(("127.0.0.2", port)).await?;
     assert!(tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.is_err(), "only what is said");
+    assert!(!host.log().iter().any(|line| line.contains("everybody")), "nobody else reaches it: {:?}", host.log());
     drop(host);
+    // Of an address of this machine that is none of its own loopback's: it is not listened on, and said all the same.
+    let ended = pillion(&["run", &argument, "--address", "192.0.2.1"]).await?;
+    ensure!(
+        ended.code == Some(1) && ended.stderr.contains("everybody") && ended.stderr.contains("192.0.2.1"),
+        "{ended:?}"
+    );
     Ok(())
 }
 

@@ -206,6 +206,26 @@ async fn a_pod_on_a_node_without_agent_is_told() -> Result<()> {
     world.answers(&cart, 8081, "/", "hello\n").await
 }
 
+#[tokio::test]
+async fn a_namespace_in_which_much_is_wrong_keeps_no_other_from_its_events() -> Result<()> {
+    let world = World::start().await?;
+    world.plane.pod("bank", "first", "a", "hello=8081")?;
+    // Each of them is told of four times, 20 a second in all.
+    let pod = |number: usize| {
+        let annotations = json!({"pillion.dev/sidecars": "a=8081, b=8082, c=8083, d=8084"});
+        let metadata = json!({"name": format!("many-{number}"), "namespace": "bank", "annotations": annotations});
+        let spec = json!({"nodeName": "a", "containers": [{"name": "c", "image": "r.example/c:1"}]});
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+    };
+    let pods: Vec<_> = (0..300).map(pod).collect();
+    world.plane.api.apply(&json!({"apiVersion": "v1", "kind": "List", "items": pods}).to_string())?;
+    world.pod("shop", "cart", "nothing=8081")?;
+    world.has_event("cart", "SidecarUnknown", "\"nothing\"").await?;
+    let told = world.plane.api.kubectl(&["get", "events", "-n", "bank", "-o", "name"])?.lines().count();
+    ensure!(told < 1_000, "all of the other namespace's were told before: {told}");
+    Ok(())
+}
+
 /// A Component of the namespace `shop` with a value from a ConfigMap, which is not there yet.
 fn refer(world: &World, name: &str, map: &str) -> Result<()> {
     let from = json!({"configMapKeyRef": {"name": map, "key": "greeting"}});

@@ -131,7 +131,7 @@ async fn placed(protocol: Protocol, port: u16, path: &str) -> Result<(Instant, A
 #[tokio::test]
 async fn work_after_the_answer_is_ended_after_the_linger_timeout() -> Result<()> {
     let host = Host::of_faults(|component| {
-        let component = component.limit("lingerTimeout", "400ms").limit("cpuTime", "1h");
+        let component = component.limit("lingerTimeout", "2s").limit("cpuTime", "1h");
         component.limit("concurrency", 1).limit("queue", 0)
     })
     .await?;
@@ -141,15 +141,15 @@ async fn work_after_the_answer_is_ended_after_the_linger_timeout() -> Result<()>
             for path in ["/body-complete-then-loop", "/body-complete-then-never"] {
                 let (began, answer) = placed(protocol, port, path).await?;
                 assert_eq!((answer.status.as_u16(), answer.text().as_str()), (200, "hello\n"), "{guest} {path}");
-                assert!(began.elapsed() < Duration::from_millis(350), "{guest} {path}: {:?}", began.elapsed());
+                assert!(began.elapsed() < Duration::from_millis(1_900), "{guest} {path}: {:?}", began.elapsed());
                 let early = get(protocol, port, "/hello").await?;
                 assert_eq!(early.header("pillion-error"), "concurrency-limit", "{guest} {path}: it still works");
                 let free = async || {
                     ensure!(get(protocol, port, "/hello").await?.status == 200, "the place is taken");
                     Ok(began.elapsed())
                 };
-                let took = eventually("the end of lingering", Duration::from_secs(5), free).await?;
-                assert!((350..4_000).contains(&took.as_millis()), "{guest} {path}: {took:?}");
+                let took = eventually("the end of lingering", Duration::from_secs(12), free).await?;
+                assert!((1_900..10_000).contains(&took.as_millis()), "{guest} {path}: {took:?}");
             }
         }
     }
@@ -171,10 +171,11 @@ async fn without_lingering_work_ends_with_the_answer() -> Result<()> {
                 ensure!(get(Protocol::H1, host.port(guest)?, "/hello").await?.status == 200, "the place is taken");
                 Ok(())
             };
-            eventually("a free place", Duration::from_secs(2), free)
+            eventually("a free place", Duration::from_secs(4), free)
                 .await
                 .with_context(|| format!("{guest} {path}"))?;
-            assert!(began.elapsed() < Duration::from_millis(500), "{guest} {path}: {:?}", began.elapsed());
+            // By default it may go on for 5 s.
+            assert!(began.elapsed() < Duration::from_secs(4), "{guest} {path}: {:?}", began.elapsed());
         }
     }
     Ok(())

@@ -52,7 +52,8 @@ fn a_pod_without_the_annotation_is_passed_through_and_nobody_is_asked() -> Resul
         sandbox.annotations = annotations;
         for command in ["ADD", "DEL", "CHECK", "GC", "STATUS"] {
             let said = node.cni(command, &sandbox)?;
-            assert!(said.success && said.took < Duration::from_secs(1), "{command}: {said:?}");
+            // Whoever asks a keeper waits for 4.5 s, and there is none here.
+            assert!(said.success && said.took < Duration::from_secs(4), "{command}: {said:?}");
             assert_eq!(said.stdout, if command == "ADD" { PREVIOUS } else { "" });
         }
     }
@@ -203,8 +204,14 @@ fn ipv6_comes_as_soon_as_the_loopback_device_is_up_and_is_no_condition() -> Resu
 
     let without = Netns::with_loopback(node.folder(), "b")?;
     without.within(|| fs::write("/proc/sys/net/ipv6/conf/lo/disable_ipv6", "1"))?;
-    let said = node.cni("ADD", &Sandbox::new("cart-1", "c2", &without, "clock=8081"))?;
-    assert!(said.success && said.took < Duration::from_millis(900), "nothing is waited for: {said:?}");
+    let second = node.cni("ADD", &Sandbox::new("cart-1", "c2", &without, "clock=8081"))?;
+    // Where a device that is down has to be waited for, and never comes up, that takes 1 s more.
+    let down = Netns::new(node.folder(), "c")?;
+    let waited = node.cni("ADD", &Sandbox::new("cart-2", "c3", &down, "clock=8081"))?.took;
+    assert!(
+        second.success && second.took + Duration::from_millis(600) < waited,
+        "nothing is waited for: {second:?}, {waited:?}"
+    );
     assert_eq!(without.accepts(8081), (true, false));
     Ok(())
 }
@@ -307,7 +314,7 @@ fn whoever_says_nonsense_to_the_keeper_disturbs_nobody_and_leaves_nothing_behind
     let written = (0..1024).take_while(|_| client.write_all(&chunk).is_ok()).count();
     assert!(written < 1024, "it was read to its end");
     let said = node.cni("ADD", &Sandbox::new("cart-1", "c2", &netns, "flags=8082"))?;
-    assert!(said.success && said.took < Duration::from_secs(1), "{said:?}");
+    assert!(said.success && said.took < Duration::from_secs(4), "{said:?}");
     drop(_silent);
     thread::sleep(Duration::from_millis(2_200));
     assert!(node.cni("DEL", &Sandbox::new("cart-1", "c2", &netns, "flags=8082"))?.success);

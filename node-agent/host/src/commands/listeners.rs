@@ -31,6 +31,9 @@ impl Listeners {
         let default = addresses.is_empty();
         let localhost = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
         let addresses = if default { localhost.to_vec() } else { addresses.to_vec() };
+        for address in addresses.iter().filter(|address| is_open(address)) {
+            tracing::warn!(%address, "components are served to everybody who reaches this machine at this address, without TLS and without a question");
+        }
         Self { addresses, default, next: Cell::new(FIRST_PORT) }
     }
 
@@ -70,5 +73,31 @@ impl Listeners {
             }
         }
         Ok(listeners)
+    }
+}
+
+/// Whether others than this machine can reach an address.
+fn is_open(address: &IpAddr) -> bool {
+    !address.to_canonical().is_loopback()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_can_reach_is_known() {
+        let table = [
+            ("127.0.0.1", false),
+            ("127.8.0.2", false),
+            ("::1", false),
+            ("::ffff:127.0.0.1", false),
+            ("0.0.0.0", true),
+            ("::", true),
+            ("192.0.2.1", true),
+        ];
+        for (address, expected) in table {
+            assert_eq!(is_open(&address.parse().unwrap()), expected, "{address}");
+        }
     }
 }
