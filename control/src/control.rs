@@ -13,7 +13,7 @@ use pillion_protocol::{
 use tokio::sync::{Notify, Semaphore, watch};
 
 use crate::{
-    catalog::{ApiUid, Catalog, ListedPod, NodeName, Published, StrayPod, View},
+    catalog::{ApiUid, Catalog, Departure, ListedPod, NodeName, Published, StrayPod, View},
     resolve::Images,
     resource::{Access, Rejection},
     serve::session::Sessions,
@@ -224,10 +224,10 @@ impl Control {
         self.look_at([uid.into()]);
     }
 
-    /// A pod has ended, or has no annotation any more.
-    pub fn remove_pod(&self, uid: &str) {
+    /// A pod has gone.
+    pub fn remove_pod(&self, uid: &str, how: Departure) {
         let before = self.catalog().pod(uid).map(names).unwrap_or_default();
-        self.change(|catalog| catalog.remove_pod(uid));
+        self.change(|catalog| catalog.remove_pod(uid, how));
         self.unsettle(before);
         self.look_at([uid.into()]);
     }

@@ -36,6 +36,9 @@ pub struct Settings {
     /// How long a node may be without an agent before the pods there are told
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     pub agent_grace: Duration,
+    /// Namespaces whose static pods get sidecars: whoever may create pods there may say that one is any static pod of its node
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', default_value = "kube-system")]
+    pub static_pod_namespaces: Vec<String>,
     /// The audience that a node's token must have
     #[arg(long, value_name = "TEXT", default_value = pillion_protocol::stream::AUDIENCE)]
     pub audience: String,

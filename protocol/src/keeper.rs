@@ -239,6 +239,8 @@ pub enum FromHost {
     },
     /// A pod has ended, or should have no endpoints any more.
     Ended(PodUid),
+    /// The API has a pod no more. If no CNI plugin was asked for it, it has ended; else its sandbox says when it does.
+    Deleted(PodUid),
 }
 
 /// What became of a component.

@@ -164,6 +164,12 @@ pub enum ToNode {
         /// Its UID.
         uid: PodUid,
     },
+    /// The API has a pod no more: it has ended, unless a CNI plugin was asked for it. Then its runtime says when it ends: hooks of a pod that
+    /// was deleted by force still run, and a static pod is not its copy.
+    PodDeleted {
+        /// Its UID.
+        uid: PodUid,
+    },
     /// Everything that there was when the node asked has been told.
     Complete,
     /// Control is there.
@@ -298,7 +304,7 @@ impl ToNode {
         match self {
             Self::Component { id, .. } | Self::ComponentGone { id } => Some(Key::Component(id.clone())),
             Self::Pod { wanted, .. } => Some(Key::Pod(wanted.pod.uid.clone())),
-            Self::PodEnded { uid } => Some(Key::Pod(uid.clone())),
+            Self::PodEnded { uid } | Self::PodDeleted { uid } => Some(Key::Pod(uid.clone())),
             Self::Hello { .. } | Self::Complete | Self::Heartbeat | Self::Unknown => None,
         }
     }
@@ -358,6 +364,7 @@ mod tests {
             json!({"type": "pod", "version": "v", "pod": {"uid": "u-1", "namespace": "shop", "name": "cart-0"},
                 "sidecars": "clock=8081", "refused": {"clock": {"reason": "not-allowed", "message": "no"}}}),
             json!({"type": "podEnded", "uid": "u-1"}),
+            json!({"type": "podDeleted", "uid": "u-1"}),
             json!({"type": "componentGone", "id": "shop/clock"}),
             json!({"type": "complete"}),
         ];

@@ -241,7 +241,7 @@ impl Plane {
         text(&self.api.create(&pod.to_string())?, "/metadata/uid")
     }
 
-    /// Deletes a pod, as a kubelet does that has ended it.
+    /// Deletes a pod by force: the API has it no more, whether it has ended or not.
     ///
     /// # Errors
     ///

@@ -26,6 +26,7 @@
 //! | [`spinning`] | programs that keep every core busy |
 //! | `throttled` | a pipe that is read slowly |
 //! | [`tls`] | a private authority and its certificates |
+//! | [`unannounced`] | a process of a pod that no plugin was asked for |
 //! | [`upstream`] | a server that guests call |
 //! | [`wait`] | waiting for something with an end
 //! | [`world`] | control and a node that follows it, before a real API server |
@@ -59,6 +60,7 @@ pub mod service;
 pub mod spinning;
 mod throttled;
 pub mod tls;
+pub mod unannounced;
 pub mod upstream;
 pub mod wait;
 pub mod world;

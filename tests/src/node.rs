@@ -80,10 +80,10 @@ pub struct Said {
 /// A pod's sandbox.
 #[derive(Clone, Debug)]
 pub struct Sandbox<'a> {
-    /// The pod's UID, which is its name too.
+    /// The pod's UID.
     pub pod: &'a str,
-    /// The pod's namespace in the API.
-    pub namespace: &'a str,
+    /// Its namespace and its name.
+    pub name: (&'a str, &'a str),
     /// The container id.
     pub id: &'a str,
     /// The namespace's path; empty when it is gone.
@@ -93,10 +93,10 @@ pub struct Sandbox<'a> {
 }
 
 impl<'a> Sandbox<'a> {
-    /// A sandbox of the namespace `shop` with this annotation `pillion.dev/sidecars`.
+    /// A sandbox with this annotation `pillion.dev/sidecars`, of a pod of the namespace `shop` whose UID is its name.
     pub fn new(pod: &'a str, id: &'a str, netns: &Netns, sidecars: &str) -> Self {
         let annotations = json!({"pillion.dev/sidecars": sidecars});
-        Self { pod, namespace: "shop", id, netns: netns.path().into(), annotations }
+        Self { pod, name: ("shop", pod), id, netns: netns.path().into(), annotations }
     }
 }
 
@@ -478,7 +478,8 @@ impl Node {
     }
 
     fn run_plugin(plugin: &Path, command: &str, sandbox: &Sandbox<'_>, config: &str) -> Result<Said> {
-        let Sandbox { pod, namespace, .. } = sandbox;
+        let Sandbox { pod: uid, name: (namespace, pod), .. } = sandbox;
+        let arguments = format!("IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={pod};K8S_POD_UID={uid}");
         let began = Instant::now();
         let mut child = Command::new(plugin)
             .env_clear()
@@ -487,10 +488,7 @@ impl Node {
             .env("CNI_NETNS", &sandbox.netns)
             .env("CNI_IFNAME", "eth0")
             .env("CNI_PATH", "/opt/cni/bin")
-            .env(
-                "CNI_ARGS",
-                format!("IgnoreUnknown=1;K8S_POD_NAMESPACE={namespace};K8S_POD_NAME={pod};K8S_POD_UID={pod}"),
-            )
+            .env("CNI_ARGS", arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;

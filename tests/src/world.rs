@@ -137,22 +137,18 @@ impl World {
     /// One of them refuses it.
     pub fn pod(&self, namespace: &str, name: &str, sidecars: &str) -> Result<Netns> {
         let uid = self.plane.pod(namespace, name, "a", sidecars)?;
-        self.sandbox_in(namespace, &uid, name, sidecars)
+        self.sandbox(&uid, (namespace, name), sidecars)
     }
 
-    /// A pod of the namespace `shop` that the node's runtime knows, by this UID.
+    /// A pod that the node's runtime knows, by this UID, namespace and name.
     ///
     /// # Errors
     ///
     /// The plugin refuses it.
-    pub fn sandbox(&self, uid: &str, name: &str, sidecars: &str) -> Result<Netns> {
-        self.sandbox_in("shop", uid, name, sidecars)
-    }
-
-    fn sandbox_in(&self, namespace: &str, uid: &str, name: &str, sidecars: &str) -> Result<Netns> {
-        let netns = Netns::with_loopback(self.node.folder(), name)?;
-        let container = format!("c-{name}");
-        let sandbox = Sandbox { namespace, ..Sandbox::new(uid, &container, &netns, sidecars) };
+    pub fn sandbox(&self, uid: &str, name: (&str, &str), sidecars: &str) -> Result<Netns> {
+        let netns = Netns::with_loopback(self.node.folder(), name.1)?;
+        let container = format!("c-{}", name.1);
+        let sandbox = Sandbox { name, ..Sandbox::new(uid, &container, &netns, sidecars) };
         let said = self.node.cni("ADD", &sandbox)?;
         ensure!(said.success, "{}: {}", said.stdout, self.node.log());
         Ok(netns)

@@ -218,7 +218,7 @@ async fn new_sandbox(cluster: &Cluster, node: &Node) -> Result<()> {
     // The runtime's own DEL of the old one comes first. One that comes late, or again:
     let late = node::Sandbox {
         pod: &uid,
-        namespace: "shop",
+        name: ("default", "cart"),
         id: &old.id,
         netns: old.netns.context("it had no namespace")?,
         annotations: json!({"pillion.dev/sidecars": "a=8081"}),

@@ -6,7 +6,9 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use pillion_tests::{
     control::Plane,
-    eventually, place,
+    eventually,
+    node::Sandbox,
+    place,
     registry::{Artifact, digest, spin_lock},
     world::{World, spec},
 };
@@ -71,8 +73,27 @@ async fn an_annotation_that_changes_and_a_pod_that_ends_are_followed() -> Result
     world.plane.api.kubectl(&annotate)?;
     world.answers(&cart, 8082, "/", "hello\n").await?;
     world.closes(&cart, 8081).await?;
-    world.plane.delete_pod("shop", "cart")?;
+    let patch = json!({"status": {"phase": "Succeeded"}}).to_string();
+    let how = ["patch", "pod", "cart", "-n", "shop", "--subresource", "status", "--type", "merge", "--patch", &patch];
+    world.plane.api.kubectl(&how)?;
     world.closes(&cart, 8082).await
+}
+
+#[tokio::test]
+async fn a_pod_that_is_deleted_by_force_has_its_sidecars_until_its_sandbox_ends() -> Result<()> {
+    let world = World::start().await?;
+    world.publish("hello", "hello:1", json!({}))?;
+    let cart = world.pod("shop", "cart", "hello=8081")?;
+    world.answers(&cart, 8081, "/", "hello\n").await?;
+    world.plane.delete_pod("shop", "cart")?;
+    // What is told later is heard later: the node has heard of the deletion then.
+    let next = world.pod("shop", "next", "hello=8082")?;
+    world.answers(&next, 8082, "/", "hello\n").await?;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    world.answers(&cart, 8081, "/", "hello\n").await?;
+    let ended = world.node.cni("DEL", &Sandbox::new("cart", "c-cart", &cart, "hello=8081"))?;
+    ensure!(ended.success, "{}", ended.stdout);
+    world.closes(&cart, 8081).await
 }
 
 /// The readiness gate of a pod of the namespace `shop`, as it is written: "True", or nothing.
@@ -166,7 +187,7 @@ async fn what_a_pod_says_in_vain_and_a_port_that_a_container_has_too_are_told() 
     taken["livenessProbe"] = json!({"httpGet": {"port": 8083}});
     let port = json!({"name": "port", "namespace": "shop", "annotations": {sidecars: "hello=8082"}});
     let uid = world.plane.pod_of("a", &port, &taken)?;
-    let port = world.sandbox(&uid, "port", "hello=8082")?;
+    let port = world.sandbox(&uid, ("shop", "port"), "hello=8082")?;
     world.has_event("port", "SidecarPortConflict", "8082 is a containerPort of the container \"main\"").await?;
     world.answers(&port, 8082, "/", "hello\n").await?;
     // The annotation changes; the container does not.

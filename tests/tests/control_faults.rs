@@ -3,10 +3,13 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use pillion_tests::{
-    is_soak, place,
+    is_soak,
+    netns::Netns,
+    place,
     registry::Artifact,
+    unannounced::Unannounced,
     world::{AGAIN, World},
 };
 use serde_json::{Value, json};
@@ -15,7 +18,7 @@ use serde_json::{Value, json};
 const FLOOD: Duration = Duration::from_secs(600);
 
 /// A pod whose sidecar serves beside the fault.
-async fn neighbour(world: &World) -> Result<pillion_tests::netns::Netns> {
+async fn neighbour(world: &World) -> Result<Netns> {
     world.publish("hello", "hello:1", json!({}))?;
     let netns = world.pod("shop", "neighbour", "hello=8081")?;
     world.answers(&netns, 8081, "/", "hello\n").await?;
@@ -66,32 +69,81 @@ async fn a_pod_that_finishes_is_ended_before_it_is_deleted() -> Result<()> {
     world.answers(&neighbour, 8081, "/", "hello\n").await
 }
 
-/// The API's copy of a static pod, whose runtime knows it by `hash`.
-fn mirror(world: &World, hash: &str, sidecars: &str) -> Result<()> {
+/// The API's copy of a static pod, whose runtime knows it by `hash`, as it says.
+fn mirror(world: &World, namespace: &str, hash: &str, more: Value, sidecars: &str) -> Result<()> {
     let owner: Value = json!({"apiVersion": "v1", "kind": "Node", "name": "a", "uid": "n", "controller": true});
-    let pod = json!({
+    let mut pod = json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {
-            "name": "static-a", "namespace": "shop", "ownerReferences": [owner],
+            "name": "static-a", "namespace": namespace, "ownerReferences": [owner],
             "annotations": {"kubernetes.io/config.mirror": hash, "pillion.dev/sidecars": sidecars},
         },
         "spec": {"nodeName": "a", "containers": [{"name": "c", "image": "r.example/c:1"}]},
     });
+    if let (Some(metadata), Value::Object(more)) = (pod.get_mut("metadata").and_then(Value::as_object_mut), more) {
+        metadata.extend(more);
+    }
     world.plane.api.create(&pod.to_string()).map(drop)
 }
+
+/// As kubelets make them.
+const HASH: &str = "0123456789abcdef0123456789abcdef";
 
 #[tokio::test]
 async fn a_static_pod_outlives_its_copies_in_the_api() -> Result<()> {
     let world = World::start().await?;
     world.publish("hello", "hello:1", json!({}))?;
-    let hash = "0123456789abcdef0123456789abcdef";
-    mirror(&world, hash, "hello=8081")?;
-    let netns = world.sandbox(hash, "static-a", "hello=8081")?;
+    mirror(&world, "kube-system", HASH, json!({}), "hello=8081")?;
+    let netns = world.sandbox(HASH, ("kube-system", "static-a"), "hello=8081")?;
     world.answers(&netns, 8081, "/", "hello\n").await?;
     // Whoever deletes the copy does not end the pod, and the next copy is of the same pod.
-    world.plane.delete_pod("shop", "static-a")?;
-    mirror(&world, hash, "hello=8082")?;
+    world.plane.delete_pod("kube-system", "static-a")?;
+    let next = world.pod("shop", "next", "hello=8081")?;
+    world.answers(&next, 8081, "/", "hello\n").await?;
+    world.answers(&netns, 8081, "/", "hello\n").await?;
+    mirror(&world, "kube-system", HASH, json!({}), "hello=8082")?;
     world.answers(&netns, 8082, "/", "hello\n").await
+}
+
+#[tokio::test]
+async fn a_pod_that_is_known_only_by_its_copy_ends_with_that_whatever_finalizers_it_has() -> Result<()> {
+    let world = World::start().await?;
+    world.publish("hello", "hello:1", json!({}))?;
+    let netns = Netns::with_loopback(world.node.folder(), "static-a")?;
+    let hash = "1123456789abcdef0123456789abcdef";
+    let _process = Unannounced::start(hash, &netns)?;
+    mirror(&world, "kube-system", hash, json!({"finalizers": ["example.com/never"]}), "hello=8081")?;
+    world.answers_in(AGAIN, &netns, 8081, "/", "hello\n").await?;
+    world.plane.api.kubectl(&["delete", "pod", "static-a", "-n", "kube-system", "--wait=false"])?;
+    world.closes(&netns, 8081).await
+}
+
+#[tokio::test]
+async fn a_pod_that_says_it_is_another_pods_copy_gets_nothing_there_and_is_told_why() -> Result<()> {
+    let world = World::start().await?;
+    let neighbour = neighbour(&world).await?;
+    // A pod without sidecars, that another namespace's user wants some in.
+    let plain = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "victim", "namespace": "bank"},
+        "spec": {"nodeName": "a", "containers": [{"name": "c", "image": "r.example/c:1"}]},
+    });
+    let victim = world.plane.api.create(&plain.to_string())?;
+    let uid = victim.pointer("/metadata/uid").and_then(Value::as_str).context("it has no UID")?;
+    let netns = Netns::with_loopback(world.node.folder(), "victim")?;
+    let _process = Unannounced::start(uid, &netns)?;
+    mirror(&world, "shop", uid, json!({}), "hello=8081")?;
+    world.has_event("static-a", "SidecarsImpossible", "not a kubelet's hash").await?;
+    world.plane.delete_pod("shop", "static-a")?;
+    // The form of a static pod's, from a namespace whose users nobody trusts with that.
+    let hash = "2123456789abcdef0123456789abcdef";
+    let fixed = Netns::with_loopback(world.node.folder(), "fixed")?;
+    let _other = Unannounced::start(hash, &fixed)?;
+    mirror(&world, "shop", hash, json!({}), "hello=8081")?;
+    world.has_event("static-a", "SidecarsImpossible", "control.staticPodNamespaces").await?;
+    // Longer than the keeper takes to look for a pod that it is told of.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    ensure!(netns.accepts(8081) == (false, false) && fixed.accepts(8081) == (false, false), "{}", world.logs());
+    world.answers(&neighbour, 8081, "/", "hello\n").await
 }
 
 #[tokio::test]

@@ -10,6 +10,11 @@ use std::{
 };
 
 use anyhow::Result;
+use pillion_protocol::{
+    keeper::{self, FromHost, ToHost},
+    pod::Pod,
+};
+use pillion_sockets::link::Link;
 use pillion_tests::{
     netns::Netns,
     node::{Node, PREVIOUS, Sandbox},
@@ -319,5 +324,41 @@ fn whoever_says_nonsense_to_the_keeper_disturbs_nobody_and_leaves_nothing_behind
     thread::sleep(Duration::from_millis(2_200));
     assert!(node.cni("DEL", &Sandbox::new("cart-1", "c2", &netns, "flags=8082"))?.success);
     assert!(process::descriptors(node.keeper()?)? <= held, "nothing leaks");
+    Ok(())
+}
+
+#[test]
+fn a_pod_that_the_plugin_was_asked_for_is_no_other_pod_whatever_a_host_is_told() -> Result<()> {
+    let node = Node::with_keeper()?;
+    let netns = Netns::with_loopback(node.folder(), "a")?;
+    let sandbox = Sandbox::new("cart-0", "c1", &netns, "clock=8081");
+    assert!(node.cni("ADD", &sandbox)?.success);
+    let stream = UnixStream::connect(node.host_socket())?;
+    stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+    let mut link = Link::bounded(stream, keeper::MAX_MESSAGE);
+    link.send(&FromHost::Hello { version: keeper::VERSION, listeners_max: 1_000 }, &[])?;
+    link.send(&FromHost::Complete, &[])?;
+    let pod = |namespace: &str, name: &str| Pod {
+        uid: "cart-0".parse().unwrap(),
+        namespace: namespace.into(),
+        name: name.into(),
+    };
+    let desire = |pod: Pod| FromHost::Desired { pod, sidecars: "flags=9090".parse().unwrap(), netns: None };
+    for (namespace, name) in [("bank", "cart-0"), ("shop", "other")] {
+        link.send(&desire(pod(namespace, name)), &[])?;
+        let why = loop {
+            if let ToHost::Failed { pod: of, why } = link.receive::<ToHost>()?.message {
+                assert_eq!(of, pod(namespace, name));
+                break why;
+            }
+        };
+        assert!(why.contains(r#"the pod "cart-0" of the namespace "shop""#), "{why}");
+    }
+    // The API having it no more is not its end, either.
+    link.send(&FromHost::Deleted("cart-0".parse()?), &[])?;
+    link.send(&desire(pod("shop", "cart-0")), &[])?;
+    while !matches!(link.receive::<ToHost>()?.message, ToHost::Bind(endpoint) if endpoint.port.get() == 9090) {}
+    assert!(node.cni("DEL", &sandbox)?.success);
+    assert_eq!(netns.accepts(9090), NEITHER);
     Ok(())
 }

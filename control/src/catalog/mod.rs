@@ -46,16 +46,25 @@ pub struct Catalog {
     by_node: HashMap<NodeName, BTreeSet<ApiUid>>,
     /// By the components that they name.
     by_name: HashMap<Name, BTreeSet<ApiUid>>,
-    /// Pods that were seen to end, or to lose the annotation, by node. Only of these a node is told so.
-    ended: HashMap<NodeName, VecDeque<PodUid>>,
+    /// Pods that were seen to go, by node. Only of these a node is told so.
+    gone: HashMap<NodeName, VecDeque<(PodUid, Departure)>>,
     /// Pods with annotations or labels that nothing reads, whether they have sidecars or not.
     strays: HashMap<ApiUid, StrayPod>,
     /// Handlers of runtime classes.
     runtime_classes: HashMap<String, String>,
 }
 
-/// So many of a node's pods that have ended are remembered: a node that comes back later learns it from their namespaces.
-const ENDED: usize = 1_000;
+/// So many of a node's pods that have gone are remembered: a node that comes back later learns it from their namespaces.
+const GONE: usize = 1_000;
+
+/// How a pod went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Departure {
+    /// It has ended, or lost the annotation.
+    Ended,
+    /// The API has it no more. Its containers may still run: a static pod's, whose copy it was; those of one that was deleted by force.
+    Deleted,
+}
 
 /// A component as it is published.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,8 +86,8 @@ pub struct ListedPod {
     pub node: NodeName,
     /// Whom it runs as.
     pub service_account: String,
-    /// It is a static pod's copy in the API: the pod does not end with it.
-    pub is_mirror: bool,
+    /// Why it is not believed to be the static pod's copy that it says it is.
+    pub doubt: Option<String>,
     /// It has the node's network.
     pub host_network: bool,
     /// The ports that its containers say are theirs.
@@ -170,8 +179,8 @@ impl Catalog {
             return BTreeSet::new();
         }
         let mut nodes = self.take_out(&uid).map(|before| before.node).into_iter().collect::<BTreeSet<_>>();
-        if let Some(ended) = self.ended.get_mut(&pod.node) {
-            ended.retain(|ended| *ended != pod.pod.uid);
+        if let Some(gone) = self.gone.get_mut(&pod.node) {
+            gone.retain(|(gone, _)| *gone != pod.pod.uid);
         }
         nodes.insert(Arc::clone(&pod.node));
         self.by_node.entry(Arc::clone(&pod.node)).or_default().insert(Arc::clone(&uid));
@@ -182,14 +191,12 @@ impl Catalog {
         nodes
     }
 
-    /// A pod has ended, or has the annotation no more. Gives the nodes that this may matter to.
-    pub fn remove_pod(&mut self, uid: &str) -> BTreeSet<NodeName> {
+    /// A pod has gone. Gives the nodes that this may matter to.
+    pub fn remove_pod(&mut self, uid: &str, how: Departure) -> BTreeSet<NodeName> {
         let Some(pod) = self.take_out(uid) else { return BTreeSet::new() };
-        if !pod.is_mirror {
-            let ended = self.ended.entry(Arc::clone(&pod.node)).or_default();
-            ended.push_back(pod.pod.uid.clone());
-            ended.drain(..ended.len().saturating_sub(ENDED));
-        }
+        let gone = self.gone.entry(Arc::clone(&pod.node)).or_default();
+        gone.push_back((pod.pod.uid.clone(), how));
+        gone.drain(..gone.len().saturating_sub(GONE));
         BTreeSet::from([pod.node])
     }
 
@@ -208,9 +215,9 @@ impl Catalog {
         Some(pod)
     }
 
-    /// Pods of a node that were seen to end.
-    pub fn ended(&self, node: &str) -> impl Iterator<Item = &PodUid> {
-        self.ended.get(node).into_iter().flatten()
+    /// Pods of a node that were seen to go.
+    pub fn gone(&self, node: &str) -> impl Iterator<Item = &(PodUid, Departure)> {
+        self.gone.get(node).into_iter().flatten()
     }
 
     /// A pod that is known.

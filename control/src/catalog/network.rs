@@ -1,4 +1,4 @@
-//! Whether a pod's network is one that its node can listen in.
+//! Whether a pod's network is one that its node can listen in, as far as it is known which one that is.
 
 use std::collections::BTreeSet;
 
@@ -29,6 +29,9 @@ impl Catalog {
             return Some(
                 "the pod has the node's network (hostNetwork), where ports of pods would be in each other's way".into(),
             );
+        }
+        if pod.doubt.is_some() {
+            return pod.doubt.clone();
         }
         let class = pod.runtime_class.as_deref()?;
         let handler = self.runtime_classes.get(class).map_or(class, String::as_str);

@@ -20,7 +20,7 @@ pub(crate) fn pod(namespace: &str, name: &str, node: &str, sidecars: &str) -> (A
         pod,
         node: node.into(),
         service_account: "default".into(),
-        is_mirror: false,
+        doubt: None,
         host_network: false,
         claims: Box::default(),
         gated: false,
@@ -78,8 +78,8 @@ fn a_change_matters_to_the_nodes_whose_pods_see_it_and_to_no_other() {
     let (uid, moved) = pod("shop", "cart", "b", "clock=8081");
     assert_eq!(catalog.set_pod(Arc::clone(&uid), moved.clone()), nodes(&["a", "b"]));
     assert_eq!(catalog.set_pod(Arc::clone(&uid), moved), nodes(&[]), "nothing has changed");
-    assert_eq!(catalog.remove_pod(&uid), nodes(&["b"]));
-    assert_eq!(catalog.remove_pod(&uid), nodes(&[]));
+    assert_eq!(catalog.remove_pod(&uid, Departure::Ended), nodes(&["b"]));
+    assert_eq!(catalog.remove_pod(&uid, Departure::Ended), nodes(&[]));
 }
 
 #[test]
@@ -145,13 +145,13 @@ fn who_comes_back_is_told_what_is_otherwise() {
         view.resources.iter().filter_map(|(key, told)| Some((key.clone(), told.version()?.clone()))).collect();
     assert_eq!(difference(&known, &view), []);
     catalog.publish(id("clock"), Some(image("r.example/clock:2")));
-    catalog.remove_pod("till");
+    catalog.remove_pod("till", Departure::Ended);
     let told = difference(&known, &catalog.view("a"));
     assert!(
         matches!(&told[..], [ToNode::Component { .. }, ToNode::PodEnded { uid }] if uid.as_str() == "till"),
         "{told:?}"
     );
-    catalog.remove_pod("cart");
+    catalog.remove_pod("cart", Departure::Ended);
     let told = difference(&known, &catalog.view("a"));
     assert!(
         matches!(&told[..], [ToNode::PodEnded { .. }, ToNode::PodEnded { .. }, ToNode::ComponentGone { .. }]),
@@ -168,7 +168,7 @@ fn a_pod_that_is_merely_not_there_has_not_ended() {
     catalog.set_pod(uid, wrong);
     let told = difference(&known, &catalog.view("a"));
     assert!(!told.iter().any(|told| matches!(told, ToNode::PodEnded { .. })), "a slip of the pen: {told:?}");
-    catalog.remove_pod("cart");
+    catalog.remove_pod("cart", Departure::Ended);
     let told = difference(&known, &catalog.view("a"));
     assert!(told.iter().any(|told| matches!(told, ToNode::PodEnded { .. })), "{told:?}");
 }
@@ -183,16 +183,32 @@ fn a_pod_that_says_it_is_another_one_is_ignored() {
         panic!("the pod is gone")
     };
     assert_eq!(wanted.pod.namespace, "shop");
-    assert_eq!(catalog.remove_pod("fake"), nodes(&[]));
+    assert_eq!(catalog.remove_pod("fake", Departure::Ended), nodes(&[]));
 }
 
 #[test]
-fn a_static_pod_does_not_end_with_its_copy() {
+fn a_pod_that_was_deleted_has_not_ended() {
+    let mut catalog = catalog();
+    let known = BTreeMap::from([(Key::Pod("cart".parse().unwrap()), Version("v".into()))]);
+    catalog.remove_pod("cart", Departure::Deleted);
+    let told = difference(&known, &catalog.view("a"));
+    assert!(told.contains(&ToNode::PodDeleted { uid: "cart".parse().unwrap() }), "{told:?}");
+    // The next copy of the same static pod.
+    let (_, cart) = pod("shop", "cart", "a", "clock=8081");
+    catalog.set_pod("copy".into(), cart);
+    assert!(catalog.view("a").gone.is_empty());
+}
+
+#[test]
+fn a_pod_that_is_not_believed_to_be_a_static_pods_copy_gets_nothing() {
     let mut catalog = catalog();
     let (uid, cart) = pod("shop", "cart", "a", "clock=8081");
-    catalog.set_pod(Arc::clone(&uid), ListedPod { is_mirror: true, ..cart });
-    catalog.remove_pod(&uid);
-    assert_eq!(catalog.view("a").ended.len(), 0);
+    catalog.set_pod(uid, ListedPod { doubt: Some("no node owns it".into()), ..cart.clone() });
+    assert!(!catalog.view("a").resources.contains_key(&Key::Pod("cart".parse().unwrap())));
+    let problems = catalog.problems(&ListedPod { doubt: Some("no node owns it".into()), ..cart }, None, false);
+    let problem = problems.values().next().unwrap();
+    assert_eq!(problem.reason, "SidecarsImpossible");
+    assert!(problem.message.contains("no node owns it"));
 }
 
 mod lines {

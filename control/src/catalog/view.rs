@@ -9,7 +9,7 @@ use pillion_protocol::{
     stream::{Key, Refusal, RefusalReason, ToNode, Version, WantedComponent, WantedPod},
 };
 
-use super::{Catalog, ListedPod, is_allowed, version_of};
+use super::{Catalog, Departure, ListedPod, is_allowed, version_of};
 use crate::resource::{Reason, Rejection};
 
 /// Everything that a node needs, and which of its pods have ended.
@@ -17,14 +17,14 @@ use crate::resource::{Reason, Rejection};
 pub struct View {
     /// Each resource as it is told.
     pub resources: BTreeMap<Key, ToNode>,
-    /// Pods that were seen to end. That one is not among the resources does not mean that.
-    pub ended: BTreeSet<PodUid>,
+    /// Pods that were seen to go, and how. That one is not among the resources does not mean that.
+    pub gone: BTreeMap<PodUid, Departure>,
 }
 
 impl Catalog {
     /// What a node needs. It costs what the node has, not what the cluster has.
     pub fn view(&self, node: &str) -> View {
-        let mut view = View { resources: BTreeMap::new(), ended: self.ended(node).cloned().collect() };
+        let mut view = View { resources: BTreeMap::new(), gone: self.gone(node).cloned().collect() };
         for pod in self.by_node.get(node).into_iter().flatten().filter_map(|uid| self.pods.get(uid)) {
             // What is wrong with the others, people are told by events; a node can do nothing for them.
             if let (Ok(sidecars), None) = (&pod.sidecars, self.unreachable(pod)) {
@@ -90,11 +90,13 @@ pub fn difference(known: &BTreeMap<Key, Version>, view: &View) -> Vec<ToNode> {
     let (pods, components): (Vec<_>, Vec<_>) =
         view.resources.iter().filter(is_news).partition(|(key, _)| matches!(key, Key::Pod(_)));
     let gone: BTreeSet<&Key> = known.keys().filter(|key| !view.resources.contains_key(*key)).collect();
-    let ended = |uid: &PodUid| ToNode::PodEnded { uid: uid.clone() };
     let told = components.into_iter().chain(pods).map(|(_, told)| told.clone());
     let ended = gone.iter().filter_map(|key| match key {
-        Key::Pod(uid) if view.ended.contains(uid) => Some(ended(uid)),
-        _ => None,
+        Key::Pod(uid) => Some(match view.gone.get(uid)? {
+            Departure::Ended => ToNode::PodEnded { uid: uid.clone() },
+            Departure::Deleted => ToNode::PodDeleted { uid: uid.clone() },
+        }),
+        Key::Component(_) => None,
     });
     let unneeded = gone.iter().filter_map(|key| match key {
         Key::Component(id) => Some(ToNode::ComponentGone { id: id.clone() }),

@@ -4,6 +4,7 @@
 //! they have a node. A watch that ends is begun again; what a new list does not have is no more.
 
 mod pods;
+mod seen;
 mod whole;
 
 use std::{collections::BTreeSet, sync::Arc};

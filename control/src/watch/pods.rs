@@ -9,52 +9,24 @@ use std::{
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client, ResourceExt, core::PartialObjectMeta, runtime::watcher::Event};
-use pillion_protocol::annotation::{self, SIDECARS};
 use tokio::{sync::Semaphore, task::JoinSet};
 
 use super::{
     LIVING, config, events,
+    seen::Seen,
     whole::{self, Whole},
 };
 use crate::{
-    catalog::{ListedPod, StrayPod},
+    catalog::{Departure, ListedPod, StrayPod},
     control::Control,
     strays,
 };
-
-/// The annotation by which a static pod's runtime knows it.
-const MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// The most questions at once.
 const ASKED: usize = 16;
 
 /// How long to wait before a pod that could not be asked for is asked for again.
 const AGAIN: Duration = Duration::from_secs(2);
-
-/// What metadata says of a pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Seen {
-    namespace: String,
-    name: String,
-    /// The UID by which its runtime knows it.
-    runtime_uid: String,
-    is_mirror: bool,
-    annotation: String,
-}
-
-fn seen(pod: &PartialObjectMeta<Pod>) -> Option<Seen> {
-    let annotations = pod.annotations();
-    // Anybody may write the annotation; the owner at least only with some right.
-    let is_nodes = pod.owner_references().iter().any(|owner| owner.controller == Some(true) && owner.kind == "Node");
-    let mirror = annotations.get(MIRROR).filter(|_| is_nodes);
-    Some(Seen {
-        namespace: pod.namespace()?,
-        name: pod.name_any(),
-        is_mirror: mirror.is_some(),
-        runtime_uid: mirror.cloned().or_else(|| pod.uid())?,
-        annotation: annotation::said(annotations.get(SIDECARS).map(String::as_str))?.to_owned(),
-    })
-}
 
 /// What nothing reads of a pod's metadata.
 fn stray(pod: &PartialObjectMeta<Pod>) -> Option<StrayPod> {
@@ -78,6 +50,7 @@ pub(super) async fn follow(client: Client, control: Arc<Control>) {
         asking: JoinSet::new(),
         asked: BTreeSet::new(),
         again: BTreeSet::new(),
+        departing: HashMap::new(),
         first: BTreeSet::new(),
         room: Arc::new(Semaphore::new(ASKED)),
     };
@@ -90,6 +63,7 @@ pub(super) async fn follow(client: Client, control: Arc<Control>) {
                 match asked {
                     Ok(Answer::Pod(uid, whole)) => pods.answered(&uid, whole),
                     Ok(Answer::Namespace(asked, whole)) => pods.listed(asked, whole),
+                    Ok(Answer::Departure(uid, departure)) => pods.departed(&uid, departure),
                     Err(_) => {}
                 }
             }
@@ -109,14 +83,14 @@ pub(super) async fn follow(client: Client, control: Arc<Control>) {
                 Some(Event::Apply(pod)) => _ = pods.apply(&pod),
                 Some(Event::Delete(pod)) => {
                     if let Some(uid) = pod.uid() {
-                        pods.remove(&uid);
+                        pods.depart(&uid);
                         pods.control.sessions.end_of_pod(&uid);
                     }
                 }
                 Some(Event::InitDone) => {
                     let known = pods.seen.keys().chain(&pods.stray);
                     let gone: Vec<_> = known.filter(|uid| !listed.contains(*uid)).cloned().collect();
-                    gone.iter().for_each(|uid| pods.remove(uid));
+                    gone.iter().for_each(|uid| pods.depart(uid));
                     pods.control.sessions.end_of_pods_but(&listed);
                     listed.clear();
                     if !is_listed {
@@ -140,6 +114,8 @@ enum Answer {
     Pod(String, Option<Whole>),
     /// Pods, by their UIDs, among all of their namespace.
     Namespace(Vec<String>, HashMap<String, Whole>),
+    /// How the pod of this UID went; `None` if there was no answer.
+    Departure(String, Option<Departure>),
 }
 
 struct Pods {
@@ -154,19 +130,27 @@ struct Pods {
     asked: BTreeSet<String>,
     /// Of these, those that have changed meanwhile.
     again: BTreeSet<String>,
+    /// Those that are watched no more, and of which it is not known yet how they went.
+    departing: HashMap<String, Seen>,
     /// Of the first list those that there was no answer of yet, not even that they cannot be read.
     first: BTreeSet<String>,
     room: Arc<Semaphore>,
 }
 
 impl Pods {
+    /// What metadata says of a pod, if it has the annotation.
+    fn seen(&self, pod: &PartialObjectMeta<Pod>) -> Option<Seen> {
+        Seen::of(pod, &self.control.settings.static_pod_namespaces)
+    }
+
     /// A pod is new or has changed. Gives its UID.
     fn apply(&mut self, pod: &PartialObjectMeta<Pod>) -> Option<String> {
         let uid = pod.uid()?;
         self.set_stray(&uid, stray(pod));
-        match seen(pod) {
+        match self.seen(pod) {
+            Some(seen) if seen.deleted => self.unsee(&uid, Departure::Deleted),
             Some(seen) => self.see(&uid, seen),
-            None => self.unsee(&uid),
+            None => self.unsee(&uid, Departure::Ended),
         }
         Some(uid)
     }
@@ -175,13 +159,14 @@ impl Pods {
     fn note(&mut self, pod: &PartialObjectMeta<Pod>) -> Option<String> {
         let uid = pod.uid()?;
         self.set_stray(&uid, stray(pod));
-        if let Some(seen) = seen(pod) {
+        if let Some(seen) = self.seen(pod).filter(|seen| !seen.deleted) {
             self.seen.insert(uid.clone(), seen);
         }
         Some(uid)
     }
 
     fn see(&mut self, uid: &str, seen: Seen) {
+        self.departing.remove(uid);
         let known = self.control.catalog().pod(uid).map(Whole::from);
         let before = self.seen.insert(uid.to_owned(), seen.clone());
         match known {
@@ -190,11 +175,6 @@ impl Pods {
             Some(_) => {}
             None => self.ask(uid.to_owned(), seen.namespace, seen.name, Duration::ZERO),
         }
-    }
-
-    fn remove(&mut self, uid: &str) {
-        self.set_stray(uid, None);
-        self.unsee(uid);
     }
 
     fn set_stray(&mut self, uid: &str, stray: Option<StrayPod>) {
@@ -212,9 +192,40 @@ impl Pods {
     }
 
     /// It has no sidecars.
-    fn unsee(&mut self, uid: &str) {
+    fn unsee(&mut self, uid: &str, how: Departure) {
         if self.seen.remove(uid).is_some() {
-            self.control.remove_pod(uid);
+            self.control.remove_pod(uid, how);
+        }
+    }
+
+    /// A pod is watched no more: it has ended, or was deleted, and the watch does not say which.
+    fn depart(&mut self, uid: &str) {
+        self.set_stray(uid, None);
+        let Some(seen) = self.seen.remove(uid) else { return };
+        self.ask_how(uid.to_owned(), &seen, Duration::ZERO);
+        self.departing.insert(uid.to_owned(), seen);
+    }
+
+    fn ask_how(&mut self, uid: String, seen: &Seen, pause: Duration) {
+        let (client, room) = (self.client.clone(), Arc::clone(&self.room));
+        let (namespace, name) = (seen.namespace.clone(), seen.name.clone());
+        self.asking.spawn(async move {
+            tokio::time::sleep(pause).await;
+            let _room = room.acquire().await;
+            let how = whole::departure(client, &namespace, &name, &uid).await;
+            Answer::Departure(uid, how)
+        });
+    }
+
+    fn departed(&mut self, uid: &str, how: Option<Departure>) {
+        // One that is watched again has not gone.
+        let Some(seen) = self.departing.remove(uid) else { return };
+        match how {
+            Some(how) => self.control.remove_pod(uid, how),
+            None => {
+                self.ask_how(uid.to_owned(), &seen, AGAIN);
+                self.departing.insert(uid.to_owned(), seen);
+            }
         }
     }
 
@@ -294,12 +305,12 @@ impl Pods {
     /// One without a node is asked for again when it changes, as it does when it gets one.
     fn set(&self, uid: &str, seen: Seen, whole: Whole) {
         let (Some(node), Ok(runtime_uid)) = (whole.node, seen.runtime_uid.parse()) else { return };
-        let Seen { namespace, name, annotation, is_mirror, .. } = seen;
+        let Seen { namespace, name, annotation, doubt, .. } = seen;
         let pod = pillion_protocol::pod::Pod { uid: runtime_uid, namespace, name };
         let Whole { service_account, host_network, claims, gated, runtime_class, .. } = whole;
         let (node, sidecars) = (node.into(), annotation.parse());
         let listed =
-            ListedPod { pod, node, service_account, is_mirror, host_network, claims, gated, runtime_class, sidecars };
+            ListedPod { pod, node, service_account, doubt, host_network, claims, gated, runtime_class, sidecars };
         self.control.set_pod(uid, listed);
     }
 }

@@ -6,13 +6,14 @@ use k8s_openapi::api::core::v1::{Container, Pod, PodReadinessGate};
 use kube::{
     Api, Client, ResourceExt,
     api::{ApiResource, ListParams},
-    core::{NotUsed, Object},
+    core::Object,
 };
 use serde::Deserialize;
 use tokio::time::timeout;
 
 use super::LIVING;
 use crate::{
+    catalog::Departure,
     claims::{self, Claim},
     readiness::READINESS,
 };
@@ -53,7 +54,14 @@ struct Spec {
     containers: Vec<Container>,
 }
 
-type WholePod = Object<Spec, NotUsed>;
+/// The part of its status.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Status {
+    phase: String,
+}
+
+type WholePod = Object<Spec, Status>;
 
 /// Whether a namespace's pods are better listed than asked for one by one, where so many of all of them have the annotation.
 pub(super) fn is_better_listed(annotated: usize, all: usize) -> bool {
@@ -62,11 +70,22 @@ pub(super) fn is_better_listed(annotated: usize, all: usize) -> bool {
 
 /// Asks for one pod; for one that is no more, or another one of that name, with no node. `None` if there is no answer.
 pub(super) async fn get(client: Client, namespace: &str, name: &str, uid: &str) -> Option<Whole> {
+    // One that is no more, the watch will tell of.
+    Some(ask(client, namespace, name, uid).await?.map(|pod| pod.spec.into()).unwrap_or_default())
+}
+
+/// Asks how a pod went that is watched no more. `None` if there is no answer.
+pub(super) async fn departure(client: Client, namespace: &str, name: &str, uid: &str) -> Option<Departure> {
+    let status = ask(client, namespace, name, uid).await?.and_then(|pod| pod.status);
+    let has_ended = status.is_some_and(|status| matches!(status.phase.as_str(), "Succeeded" | "Failed"));
+    Some(if has_ended { Departure::Ended } else { Departure::Deleted })
+}
+
+/// Asks for the pod of this UID, which may be no more. `None` if there is no answer.
+async fn ask(client: Client, namespace: &str, name: &str, uid: &str) -> Option<Option<WholePod>> {
     let answer = timeout(ANSWER, pods(client, namespace).get_opt(name)).await.map_err(|_| "no answer".to_owned());
     match answer.and_then(|answer| answer.map_err(|error| error.to_string())) {
-        Ok(Some(pod)) if pod.uid().as_deref() == Some(uid) => Some(pod.spec.into()),
-        // It is no more, as the watch will say.
-        Ok(_) => Some(Whole::default()),
+        Ok(pod) => Some(pod.filter(|pod| pod.uid().as_deref() == Some(uid))),
         Err(error) => {
             tracing::warn!(namespace, pod = name, error, "a pod cannot be read; it is tried again");
             None

@@ -73,11 +73,27 @@ impl Keeper {
                 self.forget(&uid, "the pod has ended");
                 self.write_changes();
             }
+            FromHost::Deleted(uid) => {
+                self.desired.remove(&uid);
+                if self.pods.get(&uid).is_some_and(|pod| !pod.is_announced()) {
+                    self.forget(&uid, "the API has the pod no more, and no plugin was asked for it");
+                    self.write_changes();
+                }
+            }
         }
     }
 
     fn desire(&mut self, name: PodName, sidecars: Sidecars, hint: Option<PathBuf>) {
         let uid = name.uid.clone();
+        if let Some(known) = self.pods.get(&uid).filter(|pod| pod.is_announced() && pod.add.pod != name) {
+            let PodName { namespace, name: pod, .. } = &known.add.pod;
+            let why = format!(
+                "its UID is that of the pod {pod:?} of the namespace {namespace:?}, as that one's runtime has said"
+            );
+            tracing::error!(namespace = name.namespace, pod = name.name, %uid, why, "a pod that is desired is refused");
+            self.hosts.tell(&ToHost::Failed { pod: name, why }, &[]);
+            return;
+        }
         if let Some(pod) = self.pods.get_mut(&uid)
             && pod.add.sidecars != sidecars
         {

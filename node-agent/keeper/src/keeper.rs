@@ -254,8 +254,13 @@ impl Keeper {
             return Err(Refusal::Path(add.netns.display().to_string()));
         }
         let uid = add.pod.uid.clone();
-        let same =
-            |pod: &Pod| pod.add.sandbox == add.sandbox && pod.netns.id == netns.id && pod.add.sidecars == add.sidecars;
+        // What was desired of it under another name was not of it.
+        self.desired.retain(|of, desired| *of != uid || desired.pod == add.pod);
+        let same = |pod: &Pod| {
+            let (known, of) = (&pod.add, &add.pod);
+            (&known.pod, &known.sandbox, &known.sidecars) == (of, &add.sandbox, &add.sidecars)
+                && pod.netns.id == netns.id
+        };
         let known = self.pods.remove(&uid);
         let before = known.as_ref().filter(|pod| same(pod)).map(Pod::open);
         let mut pod = match known {

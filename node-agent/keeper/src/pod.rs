@@ -62,6 +62,11 @@ impl Pod {
         Self { add, netns, learned: false, listeners: BTreeMap::new(), loopback_until }
     }
 
+    /// Its runtime has said who it is, by the CNI plugin. One that was found is who control says it is.
+    pub fn is_announced(&self) -> bool {
+        !self.add.late
+    }
+
     /// Writes a log line about it.
     pub fn log(&self, what: &str) {
         let Add { pod, sandbox, sidecars, .. } = &self.add;

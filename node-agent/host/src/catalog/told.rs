@@ -34,6 +34,9 @@ struct ToldPod {
     wanted: WantedPod,
     /// What it has had.
     had: BTreeSet<Name>,
+    /// The API has it no more; it is kept until its endpoints are closed.
+    #[serde(default)]
+    deleted: bool,
 }
 
 /// A component, as it was told.
@@ -86,6 +89,8 @@ pub enum Change {
     Pod(WantedPod),
     /// A pod has ended.
     PodEnded(PodUid),
+    /// The API has a pod no more.
+    PodDeleted(PodUid),
     /// Everything was told for the first time.
     Complete,
 }
@@ -129,12 +134,18 @@ impl Told {
                 let had = had.filter(|name| named.contains(name) && !is_taken(name));
                 let has = named.iter().filter(|name| !wanted.refused.contains_key(**name)).map(|name| (*name).clone());
                 let had = had.chain(has).collect();
-                self.pods.insert(uid, ToldPod { version, wanted: wanted.clone(), had });
+                self.pods.insert(uid, ToldPod { version, wanted: wanted.clone(), had, deleted: false });
                 [Change::Pod(wanted)].into_iter().chain(self.forget_unneeded()).collect()
             }
             ToNode::PodEnded { uid } => {
                 self.pods.remove(&uid);
                 [Change::PodEnded(uid)].into_iter().chain(self.forget_unneeded()).collect()
+            }
+            ToNode::PodDeleted { uid } => {
+                if let Some(pod) = self.pods.get_mut(&uid) {
+                    pod.deleted = true;
+                }
+                vec![Change::PodDeleted(uid)]
             }
             ToNode::Complete if !self.complete => {
                 self.complete = true;
@@ -142,6 +153,13 @@ impl Told {
             }
             ToNode::Complete | ToNode::Hello { .. } | ToNode::Heartbeat | ToNode::Unknown => Vec::new(),
         }
+    }
+
+    /// Forgets pods that the API has no more and that have no endpoints; gives what is to be done.
+    pub fn forget_deleted(&mut self, is_bound: impl Fn(&PodUid) -> bool) -> Vec<Change> {
+        let before = self.pods.len();
+        self.pods.retain(|uid, pod| !pod.deleted || is_bound(uid));
+        if self.pods.len() == before { Vec::new() } else { self.forget_unneeded() }
     }
 
     /// Forgets what was kept for pods that are no more.
@@ -179,7 +197,8 @@ impl Told {
 
     /// What is known, for a control that comes back.
     pub fn known(&self) -> BTreeMap<Key, Version> {
-        let pods = self.pods.iter().map(|(uid, pod)| (Key::Pod(uid.clone()), pod.version.clone()));
+        let pods = self.pods.iter().filter(|(_, pod)| !pod.deleted);
+        let pods = pods.map(|(uid, pod)| (Key::Pod(uid.clone()), pod.version.clone()));
         let components = self.components.iter().filter(|(_, component)| !component.kept);
         let components = components.map(|(id, component)| (Key::Component(id.clone()), component.version.clone()));
         pods.chain(components).collect()
@@ -227,9 +246,9 @@ impl Told {
         self
     }
 
-    /// The pods, as they are to be.
+    /// The pods that the API has, as they are to be.
     pub fn pods(&self) -> impl Iterator<Item = &WantedPod> {
-        self.pods.values().map(|pod| &pod.wanted)
+        self.pods.values().filter(|pod| !pod.deleted).map(|pod| &pod.wanted)
     }
 
     /// The components, as they are to be.
@@ -326,6 +345,21 @@ pub(super) mod tests {
             let ended = told.hear(ToNode::PodEnded { uid: "cart".parse().unwrap() });
             assert!(matches!(&ended[..], [Change::PodEnded(_), Change::ComponentGone(_)]), "{ended:?}");
         }
+    }
+
+    #[test]
+    fn a_pod_that_the_api_has_no_more_is_served_until_its_endpoints_are_closed() {
+        let mut told = told();
+        let uid: PodUid = "cart".parse().unwrap();
+        assert_eq!(told.hear(ToNode::PodDeleted { uid: uid.clone() }), [Change::PodDeleted(uid.clone())]);
+        assert_eq!(told.hear(gone("shop/clock")), [], "no pod of the API names it");
+        assert_eq!(told.forget_deleted(|_| true), []);
+        assert_eq!(verdict(&told, "cart"), Verdict::Served);
+        assert_eq!((told.pods().count(), told.known().len()), (0, 0), "the next copy of it is told anew");
+        let again = told.clone().hear(pod("cart", &[]));
+        assert!(matches!(&again[..], [Change::Pod(_)]), "{again:?}");
+        assert!(matches!(&told.forget_deleted(|_| false)[..], [Change::ComponentGone(_)]));
+        assert_eq!(verdict(&told, "cart"), Verdict::Unsaid);
     }
 
     #[test]

@@ -44,8 +44,8 @@ pub struct Control {
     kept: Kept,
     told: Told,
     follower: Option<Sender<Report>>,
-    /// Pods that have ended while no keeper heard it.
-    ended: Vec<PodUid>,
+    /// What of pods that have gone no keeper has heard.
+    unheard: Vec<FromHost>,
     /// Why pods have not what they should, as the keeper has said.
     failed: BTreeMap<PodUid, String>,
     /// When what has changed is written and reported.
@@ -65,8 +65,8 @@ impl Control {
     pub fn open(settings: Settings, kept: Kept) -> anyhow::Result<Self> {
         let mut told = kept.read()?;
         told.doubt();
-        let (ended, failed) = (Vec::new(), BTreeMap::new());
-        Ok(Self { settings, kept, told, follower: None, ended, failed, due: None, is_written: true, left_out: None })
+        let (unheard, failed) = (Vec::new(), BTreeMap::new());
+        Ok(Self { settings, kept, told, follower: None, unheard, failed, due: None, is_written: true, left_out: None })
     }
 
     /// The components that it has told.
@@ -165,13 +165,35 @@ impl Supervisor {
             }
             Change::PodEnded(uid) => {
                 self.failures_of(&uid, None);
-                let told =
-                    self.keeper.as_ref().is_some_and(|keeper| keeper.send(&FromHost::Ended(uid.clone()), &[]).is_ok());
-                if let Some(control) = self.desired.control.as_mut().filter(|_| !told) {
-                    control.ended.push(uid);
-                }
+                self.tell_gone(FromHost::Ended(uid));
+            }
+            Change::PodDeleted(uid) => {
+                self.failures_of(&uid, None);
+                self.tell_gone(FromHost::Deleted(uid));
+                self.forget_deleted();
             }
             Change::Complete => self.tell(&ToWorker::Complete),
+        }
+    }
+
+    /// Tells the keeper of a pod that has gone, or the next one, if there is none.
+    fn tell_gone(&mut self, gone: FromHost) {
+        let told = self.keeper.as_ref().is_some_and(|keeper| keeper.send(&gone, &[]).is_ok());
+        if let Some(control) = self.desired.control.as_mut().filter(|_| !told) {
+            control.unheard.push(gone);
+        }
+    }
+
+    /// Forgets pods that the API has no more and whose endpoints are closed.
+    pub(super) fn forget_deleted(&mut self) {
+        let bindings = &self.desired.bindings;
+        let is_bound = |uid: &PodUid| bindings.keys().any(|(of, _)| of.as_ref() == Some(uid));
+        let Some(control) = &mut self.desired.control else { return };
+        let changes = control.told.forget_deleted(is_bound);
+        control.is_written = false;
+        control.soon();
+        for change in changes {
+            self.follow(change);
         }
     }
 
@@ -216,10 +238,10 @@ impl Supervisor {
     /// Tells a keeper that is new what pods are to have.
     pub(super) fn introduce_pods(&mut self) {
         let Some(control) = &mut self.desired.control else { return };
-        let ended = std::mem::take(&mut control.ended);
+        let unheard = std::mem::take(&mut control.unheard);
         let wanted: Vec<WantedPod> = control.told.pods().cloned().collect();
-        for uid in ended {
-            self.follow(Change::PodEnded(uid));
+        for gone in unheard {
+            self.tell_gone(gone);
         }
         for wanted in &wanted {
             self.tell_desired(wanted);

@@ -180,9 +180,10 @@ impl Supervisor {
                 tracing::error!(namespace = pod.namespace, pod = pod.name, why, "a pod's endpoints are missing");
                 self.failures_of(&pod.uid, Some(why));
             }
-            // What was closed while nobody heard it, the keeper has said for each endpoint that it was told of. And the thread that
-            // listens has followed already.
-            ToHost::Complete | ToHost::Moved { .. } => {}
+            // What was closed while nobody heard it, the keeper has said for each endpoint that it was told of.
+            ToHost::Complete => self.forget_deleted(),
+            // The thread that listens has followed already.
+            ToHost::Moved { .. } => {}
         }
     }
 
@@ -221,6 +222,7 @@ impl Supervisor {
         self.desired.bindings.remove(key);
         if let (Some(pod), port) = key {
             self.tell(&ToWorker::Unbind(pod.clone(), *port));
+            self.forget_deleted();
             self.report_soon();
         }
     }
