@@ -1,12 +1,13 @@
 //! What control knows and who listens, and what a change of the one means to the other.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
 };
 
 use pillion_protocol::{
     id::ComponentId,
+    name::Name,
     resolution::{Question, Resolution},
     stream::{Report, WantedComponent},
 };
@@ -20,8 +21,9 @@ use crate::{
     settings::Settings,
 };
 
-/// Tokens that the API server is asked about at once.
-const REVIEWS: usize = 16;
+/// Tokens that the API server is asked about at once: those that say they are of a pod of the agent's that there is, and others.
+const LIKELY_REVIEWS: usize = 16;
+const REVIEWS: usize = 4;
 
 /// One replica of control.
 pub struct Control {
@@ -29,8 +31,12 @@ pub struct Control {
     pub settings: Settings,
     /// The streams of nodes.
     pub sessions: Sessions,
-    /// Tokens that may be asked about at once.
+    /// Tokens that may be asked about at once and say they are of a pod of the agent's that there is.
+    pub likely_reviews: Semaphore,
+    /// The same for all other tokens.
     pub reviews: Semaphore,
+    /// The UIDs of the agent's pods.
+    agents: RwLock<HashSet<String>>,
     /// Whether this replica serves nodes and writes.
     pub leading: watch::Sender<Leading>,
     /// Locked before the catalog, where both are.
@@ -117,7 +123,9 @@ impl Control {
         Self {
             settings,
             sessions: Sessions::default(),
+            likely_reviews: Semaphore::new(LIKELY_REVIEWS),
             reviews: Semaphore::new(REVIEWS),
+            agents: RwLock::default(),
             leading: watch::Sender::default(),
             images: Mutex::default(),
             catalog: RwLock::default(),
@@ -129,6 +137,26 @@ impl Control {
             changed_pods: Due::default(),
             gated_pods: Due::default(),
         }
+    }
+
+    /// A pod of the agent's is there, or is no more.
+    pub fn set_agent(&self, uid: &str, is_there: bool) {
+        let mut agents = self.agents.write().unwrap_or_else(PoisonError::into_inner);
+        if is_there {
+            agents.insert(uid.to_owned())
+        } else {
+            agents.remove(uid)
+        };
+    }
+
+    /// No other pods are there than these.
+    pub fn retain_agents(&self, uids: &BTreeSet<String>) {
+        self.agents.write().unwrap_or_else(PoisonError::into_inner).retain(|uid| uids.contains(uid));
+    }
+
+    /// Whether a pod of the agent's has this UID, as far as the watch has said.
+    pub fn is_agent(&self, uid: &str) -> bool {
+        self.agents.read().unwrap_or_else(PoisonError::into_inner).contains(uid)
     }
 
     /// What is known of components and pods.
@@ -201,6 +229,21 @@ impl Control {
         self.look_at(named);
         // One that comes before the cluster's changes what the cluster's is for, too.
         self.unsettle([ComponentId::from(id.name.clone()), id]);
+    }
+
+    /// Whether the cluster's component of a name comes before those of namespaces.
+    pub fn set_final(&self, name: &Name, is_final: bool) {
+        let mut components = BTreeSet::new();
+        self.change(|catalog| {
+            let (changed, nodes) = catalog.set_final(name, is_final);
+            components = changed;
+            nodes
+        });
+        if !components.is_empty() {
+            let named: Vec<_> = self.catalog().pods_naming(name).map(ApiUid::clone).collect();
+            self.look_at(named);
+            self.unsettle(components);
+        }
     }
 
     /// What runs the pods of a runtime class.

@@ -48,13 +48,16 @@ use std::time::Duration;
 use anyhow::Context;
 
 /// A client of the API server that the environment names: a kubeconfig, or the cluster that this runs in. A watch says something at least once a
-/// minute, so that silence means that nobody is there any more.
+/// minute, so that silence means that nobody is there any more. A proxy of the environment is for registries.
 ///
 /// # Errors
 ///
 /// There is no such thing.
 pub async fn client() -> anyhow::Result<kube::Client> {
     let mut config = kube::Config::infer().await.context("the API server cannot be found")?;
+    let named = ["HTTPS_PROXY", "https_proxy"]
+        .map(|name| std::env::var(name).ok().and_then(|proxy| proxy.parse::<http::Uri>().ok()));
+    config.proxy_url = config.proxy_url.filter(|proxy| !named.iter().flatten().any(|named| named == proxy));
     config.connect_timeout = Some(Duration::from_secs(5));
     config.read_timeout = Some(Duration::from_secs(75));
     Ok(kube::Client::try_from(config)?)

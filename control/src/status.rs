@@ -113,6 +113,8 @@ struct Known {
     resolution: Option<Resolution>,
     /// The image with its digest.
     resolved_image: Option<String>,
+    /// The cluster's component of this name is final, and pods have that one.
+    is_overruled: bool,
     /// What each node that wants it has said of it as it is now, with its name.
     nodes: Vec<(String, Option<ComponentReport>)>,
 }
@@ -124,6 +126,7 @@ impl Known {
             accepted: image.accepted.as_ref().map(|_| ()).map_err(Clone::clone),
             resolution: image.resolution.clone(),
             resolved_image: image.resolved_image(),
+            is_overruled: false,
             nodes: Vec::new(),
         }
     }
@@ -146,7 +149,7 @@ fn known(control: &Control, id: &ComponentId) -> Option<Known> {
         (node.to_string(), said.cloned())
     };
     let nodes = catalog.nodes_of(id).into_iter().map(of_node).collect();
-    Some(Known { nodes, ..known })
+    Some(Known { nodes, is_overruled: catalog.is_overruled(id), ..known })
 }
 
 /// The status of a component. What has not changed keeps its time.
@@ -183,6 +186,11 @@ fn status(known: &Known, generation: Option<i64>, before: &ComponentStatus, now:
         text::reason(&all.join("; "))
     };
     let (status, reason, message) = match (&known.accepted, &known.resolution, wanted) {
+        _ if known.is_overruled => {
+            let message =
+                "the ClusterComponent of this name is final: pods that name it have that one, and this one no pod";
+            (ConditionStatus::False, "Overruled", message.into())
+        }
         (Err(_), ..) => (ConditionStatus::False, "NotAccepted", "see the condition Accepted".into()),
         (Ok(()), None | Some(Resolution::Refused(_)), _) => {
             (ConditionStatus::False, "NotResolved", "see the condition Resolved; what was served before goes on".into())

@@ -41,6 +41,8 @@ pub struct Plane {
     pub plain_http: Option<String>,
     /// Replicas of control that are started from now on tell of a node without agent after so many seconds.
     pub agent_grace: Option<u32>,
+    /// Variables of replicas of control that are started from now on.
+    pub environment: Vec<(&'static str, &'static str)>,
     /// By which control is control there, and how it knows it.
     token: String,
     kubeconfig: PathBuf,
@@ -98,7 +100,16 @@ impl Plane {
         let token = api.kubectl(&["create", "token", CONTROL, "-n", NAMESPACE])?;
         let token = token.trim().to_owned();
         let kubeconfig = api.kubeconfig_with_token(&token)?;
-        Ok(Self { api, folder, clock: None, plain_http: None, agent_grace: None, token, kubeconfig })
+        Ok(Self {
+            api,
+            folder,
+            clock: None,
+            plain_http: None,
+            agent_grace: None,
+            environment: Vec::new(),
+            token,
+            kubeconfig,
+        })
     }
 
     /// Replicas of control that are started from now on reach the API server at this URL.
@@ -121,7 +132,7 @@ impl Plane {
         let path = self.folder.path().join(format!("{identity}.log"));
         let log = File::options().create(true).append(true).open(&path)?;
         let mut command = Command::new(program::named("pillion-control")?);
-        command.env_clear().env("KUBECONFIG", &self.kubeconfig);
+        command.env_clear().env("KUBECONFIG", &self.kubeconfig).envs(self.environment.iter().copied());
         if let Some(clock) = &self.clock {
             clock.give(&mut command);
         }

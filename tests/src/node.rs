@@ -38,6 +38,8 @@ pub struct Node {
     agent: Agent,
     /// What its hosts follow instead of the catalog.
     control: Option<Access>,
+    /// Variables of hosts that are started from now on.
+    pub environment: Vec<(&'static str, &'static str)>,
 }
 
 /// What runs in one pod of the agent. It is killed when it is dropped.
@@ -115,7 +117,7 @@ impl Node {
         std::fs::create_dir(folder.path().join("catalog"))?;
         // The host is another user.
         std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755))?;
-        Ok(Self { folder, secrets, agent: Agent::new(0), control: None })
+        Ok(Self { folder, secrets, agent: Agent::new(0), control: None, environment: Vec::new() })
     }
 
     /// A node with a keeper.
@@ -220,6 +222,7 @@ impl Node {
         for variable in program::VARIABLES {
             command.env_remove(variable);
         }
+        command.envs(self.environment.iter().cloned());
         command.arg("host").arg("--keeper-socket").arg(self.host_socket());
         match &self.control {
             None => {

@@ -150,6 +150,13 @@ fn values_are_found_where_they_belong() -> Result<()> {
         text.contains("    registries:\n      registry.example:\n        mirrors:\n        - mirror.example:5000\n")
     );
 
+    let proxy = "registries.proxy.https=http://proxy.example:3128,registries.proxy.none=a.example\\,.b.example";
+    let text = rendered(&["--set", proxy])?;
+    let variables = "            - name: HTTPS_PROXY\n              value: \"http://proxy.example:3128\"\n            - name: NO_PROXY\n              value: \"a.example,.b.example\"\n";
+    // Of control and of the agent's host: neither of the keeper nor of the installer.
+    assert_eq!((text.matches(variables).count(), text.matches("_PROXY").count()), (2, 4), "{text}");
+    assert!(!rendered(&[])?.contains("_PROXY"));
+
     let off = "networkPolicy.enabled=false,uninstall.enabled=false";
     let text = rendered(&["--set", off])?;
     for gone in ["kind: NetworkPolicy", "pillion-uninstall", "helm.sh/hook"] {

@@ -8,7 +8,7 @@ use pillion_tests::{
     control::Plane,
     eventually,
     node::Sandbox,
-    place,
+    place, process,
     registry::{Artifact, digest, spin_lock},
     world::{World, spec},
 };
@@ -392,6 +392,48 @@ async fn what_makes_no_sense_does_not_come_in() -> Result<()> {
         let image = if image.starts_with('.') { image.to_owned() } else { format!("r.example/{image}") };
         let error = plane.cluster_component(name, &spec(&image, more)).err().context("it came in")?;
         ensure!(format!("{error:#}").contains(expected), "{expected}: {error:#}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_final_component_of_the_cluster_is_hidden_by_no_namespaces_component() -> Result<()> {
+    let world = World::start().await?;
+    world.publish("hello", "faults:1", json!({"env": [{"name": "NAME", "value": "cluster"}]}))?;
+    world.publish_for_shop("hello", &world.image("faults:1"), json!({"env": [{"name": "NAME", "value": "shop"}]}))?;
+    let cart = world.pod("shop", "cart", "hello=8081")?;
+    world.answers(&cart, 8081, "/env?name=NAME", "shop").await?;
+    world.publish("hello", "faults:1", json!({"final": true, "env": [{"name": "NAME", "value": "cluster"}]}))?;
+    world.answers(&cart, 8081, "/env?name=NAME", "cluster").await?;
+    world.has_condition("hello", "Ready", "Overruled", "the ClusterComponent of this name is final").await?;
+    world.publish("hello", "faults:1", json!({"env": [{"name": "NAME", "value": "cluster"}]}))?;
+    world.answers(&cart, 8081, "/env?name=NAME", "shop").await?;
+    world.has_condition("hello", "Ready", "Ready", "1 nodes serve it").await
+}
+
+#[tokio::test]
+async fn a_proxy_of_the_environment_is_for_registries_only() -> Result<()> {
+    // Nobody is there: what is asked by it fails.
+    const PROXIES: [(&str, &str); 4] = [
+        ("HTTPS_PROXY", "http://127.0.0.1:9"),
+        ("HTTP_PROXY", "http://127.0.0.1:9"),
+        ("https_proxy", "http://127.0.0.1:9"),
+        ("ALL_PROXY", "http://127.0.0.1:9"),
+    ];
+    let mut plane = Plane::start().await?;
+    plane.environment = PROXIES.into();
+    // Control asks the API server, the node control, and both the registry, which is at localhost.
+    let mut world = World::of(plane).await?;
+    world.node.environment = PROXIES.into();
+    world.node.start_host()?;
+    world.publish("hello", "hello:1", json!({}))?;
+    let cart = world.pod("shop", "cart", "hello=8081")?;
+    world.answers(&cart, 8081, "/", "hello\n").await?;
+    let children = process::children(world.node.host()?);
+    ensure!(children.len() > 1, "worker and follower are not both there: {children:?}");
+    for child in children {
+        let environment = std::fs::read_to_string(format!("/proc/{child}/environ"))?.to_ascii_uppercase();
+        ensure!(!environment.contains("_PROXY="), "{}: {environment}", process::arguments(child));
     }
     Ok(())
 }

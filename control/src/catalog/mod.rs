@@ -42,6 +42,8 @@ pub type ApiUid = Arc<str>;
 pub struct Catalog {
     /// Those of namespaces, and those of the cluster, which have none.
     components: BTreeMap<ComponentId, Published>,
+    /// Names of those of the cluster that come before those of namespaces.
+    finals: BTreeSet<Name>,
     pods: HashMap<ApiUid, ListedPod>,
     by_node: HashMap<NodeName, BTreeSet<ApiUid>>,
     /// By the components that they name.
@@ -156,6 +158,22 @@ impl Catalog {
         named.filter(sees).map(|pod| Arc::clone(&pod.node)).collect()
     }
 
+    /// Whether the cluster's component of a name comes before those of namespaces. Gives the components and the nodes that a change matters to.
+    pub fn set_final(&mut self, name: &Name, is_final: bool) -> (BTreeSet<ComponentId>, BTreeSet<NodeName>) {
+        let changed = if is_final { self.finals.insert(name.clone()) } else { self.finals.remove(name) };
+        if !changed {
+            return Default::default();
+        }
+        let named = self.components.keys().filter(|id| id.name == *name).cloned().collect();
+        let pods = self.by_name.get(name).into_iter().flatten().filter_map(|uid| self.pods.get(uid));
+        (named, pods.map(|pod| Arc::clone(&pod.node)).collect())
+    }
+
+    /// Whether pods of a component's namespace get the cluster's in its place.
+    pub fn is_overruled(&self, id: &ComponentId) -> bool {
+        id.namespace.is_some() && self.finals.contains(&id.name)
+    }
+
     /// A component that is published.
     pub fn published(&self, id: &ComponentId) -> Option<&Published> {
         self.components.get(id)
@@ -245,9 +263,11 @@ impl Catalog {
         self.by_node.keys().map(NodeName::clone).collect()
     }
 
-    /// What a name means to a pod: the component of its namespace, else the cluster's.
+    /// What a name means to a pod: the component of its namespace, else the cluster's; only the cluster's if that is final.
     pub fn resolve(&self, pod: &ListedPod, name: &Name) -> Option<(ComponentId, &Published)> {
-        pod.meanings(name).find_map(|id| Some((id.clone(), self.components.get(&id)?)))
+        pod.meanings(name)
+            .filter(|id| !self.is_overruled(id))
+            .find_map(|id| Some((id.clone(), self.components.get(&id)?)))
     }
 
     /// The nodes whose pods have this component.

@@ -211,6 +211,23 @@ fn a_pod_that_is_not_believed_to_be_a_static_pods_copy_gets_nothing() {
     assert!(problem.message.contains("no node owns it"));
 }
 
+#[test]
+fn a_final_component_comes_before_those_of_namespaces() {
+    let mut catalog = catalog();
+    catalog.publish(id("shop/clock"), Some(image("r.example/shops:1")));
+    let cart = catalog.pod("cart").unwrap().clone();
+    let meant = |catalog: &Catalog| catalog.resolve(&cart, &"clock".parse().unwrap()).map(|(id, _)| id.to_string());
+    assert_eq!(meant(&catalog).as_deref(), Some("shop/clock"));
+    let (components, told) = catalog.set_final(&"clock".parse().unwrap(), true);
+    assert_eq!((components, told), (BTreeSet::from([id("clock"), id("shop/clock")]), nodes(&["a", "b"])));
+    assert_eq!(catalog.set_final(&"clock".parse().unwrap(), true), Default::default(), "nothing has changed");
+    assert_eq!(meant(&catalog).as_deref(), Some("clock"));
+    assert!(catalog.is_overruled(&id("shop/clock")) && !catalog.is_overruled(&id("clock")));
+    assert!(catalog.nodes_of(&id("shop/clock")).is_empty(), "nobody has it");
+    catalog.set_final(&"clock".parse().unwrap(), false);
+    assert_eq!(meant(&catalog).as_deref(), Some("shop/clock"));
+}
+
 mod lines {
     use pillion_protocol::{digest::Digest, stream::line};
     use proptest::{collection::vec, prelude::*};

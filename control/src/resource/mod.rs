@@ -58,7 +58,7 @@ pub struct ComponentSpec {
     shortname = "ccmp",
     category = "pillion",
     status = "ComponentStatus",
-    doc = "A WebAssembly component that pods of all namespaces can have as a sidecar, or of those that access names. A Component of the same name in the pod's namespace comes before it.",
+    doc = "A WebAssembly component that pods of all namespaces can have as a sidecar, or of those that access names. A Component of the same name in the pod's namespace comes before it, unless it is final.",
     printcolumn = r#"{"name":"Image","type":"string","jsonPath":".spec.image"}"#,
     printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].status"}"#,
     printcolumn = r#"{"name":"Nodes","type":"string","jsonPath":".status.nodes"}"#,
@@ -82,6 +82,9 @@ pub struct ClusterComponentSpec {
     /// Whose pods may have it; everybody's where this is not said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access: Option<Access>,
+    /// No Component of a namespace comes before it: pods of all namespaces that name it have this one, or none where access does not let them.
+    #[serde(default, rename = "final", skip_serializing_if = "std::ops::Not::not")]
+    pub is_final: bool,
 }
 
 /// Both definitions, as YAML for `kubectl apply`.

@@ -8,13 +8,17 @@ use std::time::{Duration, SystemTime};
 
 use axum::http::{HeaderMap, header};
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
-use k8s_openapi::api::{
-    authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus},
-    core::v1::Pod,
+use k8s_openapi::{
+    api::{
+        authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus},
+        core::v1::Pod,
+    },
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
 use kube::{Api, Client, ResourceExt, api::PostParams};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use tokio::time::timeout;
 
 use crate::{catalog::NodeName, control::Control, settings::Settings};
 
@@ -39,6 +43,9 @@ pub(super) enum IdentityError {
     /// It is somebody's who is not the agent.
     #[error("{0}")]
     Other(String),
+    /// The API server does not answer.
+    #[error("the API server does not say in time who this is")]
+    Late,
     /// The API server cannot be asked.
     #[error("the API server cannot be asked who this is: {0}")]
     Unasked(kube::Error),
@@ -71,11 +78,20 @@ pub(super) fn hash(token: &str) -> TokenHash {
     Sha256::digest(token).into()
 }
 
+/// How long the API server may take to say whose a token is.
+const ANSWER: Duration = Duration::from_secs(10);
+
 /// Finds out whose a token is.
 pub(super) async fn identify(client: &Client, control: &Control, token: &str) -> Result<Identity, IdentityError> {
+    // Strangers' tokens are as many as they like: they wait for each other only, unless they know of an agent's pod.
+    let is_likely = pod_claimed(token).is_some_and(|uid| control.is_agent(&uid));
+    let reviews = if is_likely { &control.likely_reviews } else { &control.reviews };
+    let _room = reviews.acquire().await;
+    timeout(ANSWER, ask(client, control, token)).await.unwrap_or(Err(IdentityError::Late))
+}
+
+async fn ask(client: &Client, control: &Control, token: &str) -> Result<Identity, IdentityError> {
     let settings = &control.settings;
-    // Strangers' tokens are as many as they like.
-    let _room = control.reviews.acquire().await;
     let spec = TokenReviewSpec { audiences: Some(vec![settings.audience.clone()]), token: Some(token.into()) };
     let review = TokenReview { spec, ..TokenReview::default() };
     let review = Api::<TokenReview>::all(client.clone()).create(&PostParams::default(), &review).await?;
@@ -123,16 +139,20 @@ fn claimed(review: TokenReviewStatus, settings: &Settings) -> Result<Claimed, Id
     }
 }
 
+/// Whether these are the owners of a pod of the agent's DaemonSet.
+pub(crate) fn is_of_agent(owners: &[OwnerReference], settings: &Settings) -> bool {
+    owners.iter().any(|owner| {
+        owner.controller == Some(true) && owner.kind == "DaemonSet" && owner.name == settings.agent_daemonset
+    })
+}
+
 /// The node of the agent's pod that a token is bound to.
 fn node_of(pod: Option<&Pod>, claimed: &Claimed, settings: &Settings) -> Result<String, IdentityError> {
     let name = &claimed.pod;
     let Some(pod) = pod.filter(|pod| pod.uid().as_ref() == Some(&claimed.pod_uid)) else {
         return other(format!("the pod {name:?} that the token is bound to is no more"));
     };
-    let is_ours = pod.owner_references().iter().any(|owner| {
-        owner.controller == Some(true) && owner.kind == "DaemonSet" && owner.name == settings.agent_daemonset
-    });
-    if !is_ours {
+    if !is_of_agent(pod.owner_references(), settings) {
         return other(format!("the pod {name:?} is not of the DaemonSet {:?}", settings.agent_daemonset));
     }
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default();
@@ -147,13 +167,22 @@ fn node_of(pod: Option<&Pod>, claimed: &Claimed, settings: &Settings) -> Result<
     }
 }
 
+/// What a token says of itself, which nobody has found to be true.
+fn claims(token: &str) -> Option<Value> {
+    let claims = BASE64_URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
+    serde_json::from_slice(&claims).ok()
+}
+
+/// The UID of the pod that a token says it is bound to.
+fn pod_claimed(token: &str) -> Option<String> {
+    Some(claims(token)?.pointer("/kubernetes.io/pod/uid")?.as_str()?.to_owned())
+}
+
 /// For how long a token is good that the API server has just found good. One that does not say is asked for again soon.
 fn lasts(token: &str, now: SystemTime) -> Duration {
     const UNSAID: Duration = Duration::from_secs(300);
     const LEAST: Duration = Duration::from_secs(60);
-    let claims = token.split('.').nth(1).and_then(|claims| BASE64_URL_SAFE_NO_PAD.decode(claims).ok());
-    let claims = claims.and_then(|claims| serde_json::from_slice::<Value>(&claims).ok());
-    let expires = claims.as_ref().and_then(|claims| claims.get("exp")?.as_u64());
+    let expires = claims(token).and_then(|claims| claims.get("exp")?.as_u64());
     let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     // The API server has just found it good, whatever our clock says.
     expires.map_or(UNSAID, |expires| Duration::from_secs(expires).saturating_sub(now).max(LEAST))
@@ -234,6 +263,16 @@ mod tests {
         );
         assert!(refused(Some(&pod(|pod| pod["status"]["phase"] = json!("Failed")))).contains("has ended"));
         assert!(refused(Some(&pod(|pod| pod["spec"]["nodeName"] = json!("b")))).contains("the token says"));
+    }
+
+    #[test]
+    fn a_token_says_whose_it_is_before_anybody_is_asked() {
+        let token = |claims: &str| format!("h.{}.s", BASE64_URL_SAFE_NO_PAD.encode(claims));
+        let bound = token(r#"{"kubernetes.io": {"pod": {"name": "agent-x", "uid": "u-1"}}}"#);
+        assert_eq!(pod_claimed(&bound).as_deref(), Some("u-1"));
+        for other in [token("{}"), token("x"), "opaque".into(), String::new(), "a.b.c".into()] {
+            assert_eq!(pod_claimed(&other), None, "{other}");
+        }
     }
 
     #[test]

@@ -2,38 +2,66 @@
 //!
 //! A request is asked in this order: does this replica lead, are its lists complete, who is it.
 
-mod identity;
+mod crowd;
+mod health;
+pub(crate) mod identity;
 mod report;
 pub mod session;
 mod stream;
 
-use std::{io, net::TcpListener, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+    time::Duration,
+};
 
 use axum::{
     Json, Router,
     body::Body,
-    extract::State,
     http::{StatusCode, header},
     response::{IntoResponse, Response},
-    routing::{get, post},
+    routing::post,
 };
-use axum_server::{Handle, tls_rustls::RustlsConfig};
+use axum_server::{
+    Handle,
+    tls_rustls::{RustlsAcceptor, RustlsConfig},
+};
 use kube::Client;
 use pillion_protocol::stream::{MAX_MESSAGE, REPORT, STREAM};
 use serde_json::json;
 use tokio::time::timeout;
 
-use self::identity::IdentityError;
+pub use self::health::serve_health;
+use self::{
+    crowd::{Bounds, Crowd},
+    identity::IdentityError,
+};
 use crate::control::{Control, Leading};
 
 /// How long a caller may take to say who it is; then, what it wants.
 const FIRST: Duration = Duration::from_secs(10);
+
+/// Connections of callers that have not shown to be nodes: more than a large cluster has nodes, which all come at once when another replica leads.
+const STRANGERS: usize = 6_144;
+
+/// How long a connection may be without anybody on it who has shown to be a node.
+const STRANGE: Duration = Duration::from_secs(30);
+
+/// How long nothing may move on a connection: on one with a stream something does every 10 s.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// The most bytes of a head, of a body that was not asked for yet, and the requests of one connection at once.
+const HEAD_BYTES: u16 = 16 << 10;
+const AHEAD: u32 = 32 << 10;
+const REQUESTS: u32 = 4;
 
 /// What a request is served with.
 #[derive(Clone)]
 struct Served {
     control: Arc<Control>,
     client: Client,
+    crowd: Crowd,
 }
 
 /// Serves nodes at `listener` until `handle` is told to end.
@@ -49,32 +77,28 @@ pub async fn serve(
     handle: Handle<std::net::SocketAddr>,
 ) -> io::Result<()> {
     listener.set_nonblocking(true)?;
-    let app = Router::new()
-        .route(STREAM, post(stream::open))
-        .route(REPORT, post(report::take))
-        .with_state(Served { control, client });
-    axum_server::from_tcp_rustls(listener, certificate)?
-        .handle(handle)
-        .first_request_timeout(FIRST)
-        .serve(app.into_make_service())
-        .await
+    let crowd = Crowd::new(Bounds { strangers: STRANGERS.min(descriptors() / 2), strange: STRANGE, idle: IDLE });
+    let app = Router::new().route(STREAM, post(stream::open)).route(REPORT, post(report::take)).with_state(Served {
+        control,
+        client,
+        crowd: crowd.clone(),
+    });
+    let acceptor = RustlsAcceptor::new(certificate).handshake_timeout(FIRST).acceptor(crowd);
+    let mut server = axum_server::from_tcp(listener)?.acceptor(acceptor).handle(handle).first_request_timeout(FIRST);
+    server.http_builder().http1().header_read_timeout(FIRST).max_buf_size(HEAD_BYTES.into());
+    let mut http2 = server.http_builder().http2();
+    http2.max_header_list_size(HEAD_BYTES.into()).max_concurrent_streams(REQUESTS);
+    http2.initial_stream_window_size(AHEAD).initial_connection_window_size(AHEAD);
+    server.serve(app.into_make_service_with_connect_info::<SocketAddr>()).await
 }
 
-/// Serves the kubelet's probes.
-///
-/// # Errors
-///
-/// An address that cannot be listened on.
-pub async fn serve_health(control: Arc<Control>) -> io::Result<()> {
-    let listener = tokio::net::TcpListener::bind(control.settings.health_listen).await?;
-    let ready = |State(control): State<Arc<Control>>| async move {
-        match control.is_listed() {
-            true => (StatusCode::OK, "ready\n"),
-            false => (StatusCode::SERVICE_UNAVAILABLE, "the lists of components and pods are not complete yet\n"),
-        }
-    };
-    let app = Router::new().route("/livez", get(async || "alive\n")).route("/readyz", get(ready)).with_state(control);
-    axum::serve(listener, app).await
+/// How many descriptors this process may have: as many as it is let.
+fn descriptors() -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let most = rustix::process::Rlimit { current: limit.maximum, ..limit };
+    let current =
+        if rustix::process::setrlimit(rustix::process::Resource::Nofile, most).is_ok() { most } else { limit }.current;
+    current.map_or(usize::MAX, |current| usize::try_from(current).unwrap_or(usize::MAX))
 }
 
 /// Why a node is not served.
@@ -115,7 +139,7 @@ impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let status = match &self {
             Self::OtherLeads(_) | Self::NobodyLeads | Self::Unlisted => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Identity(IdentityError::Unasked(_)) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Identity(IdentityError::Unasked(_) | IdentityError::Late) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Identity(IdentityError::Nobody(_)) => StatusCode::UNAUTHORIZED,
             Self::Identity(IdentityError::Other(_)) => StatusCode::FORBIDDEN,
             Self::Version { .. } | Self::Unread(_) => StatusCode::BAD_REQUEST,

@@ -1,10 +1,10 @@
 //! Reports: what became of what a node was told. They are taken from who has a stream, and are of the node that the stream is of.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use axum::{
     body::Body,
-    extract::State,
+    extract::{ConnectInfo, State},
     http::{HeaderMap, StatusCode},
 };
 use pillion_protocol::{
@@ -23,7 +23,8 @@ const OUTBOUND: usize = 64;
 const PLACE: usize = 2_048;
 
 pub(super) async fn take(
-    State(Served { control, .. }): State<Served>,
+    State(Served { control, crowd, .. }): State<Served>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<StatusCode, Refused> {
@@ -36,6 +37,7 @@ pub(super) async fn take(
         Ok(node) => node,
         Err(refused) => return Err(refused.after(body).await),
     };
+    crowd.know(&peer);
     let (report, unread) = read::<Said>(body).await?.report();
     if unread > 0 {
         tracing::warn!(node = &*node, unread, "a report has entries that cannot be read; the others count");

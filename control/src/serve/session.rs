@@ -18,6 +18,9 @@ pub struct Sessions {
     ended: Mutex<VecDeque<String>>,
 }
 
+/// Streams of one node at once: two while its agent is replaced, and what control has not noticed yet to be cut.
+const STREAMS: usize = 4;
+
 /// So many are remembered.
 const ENDED: usize = 1_000;
 
@@ -61,7 +64,13 @@ pub(super) fn open(control: &Arc<crate::control::Control>, identity: &Identity) 
     });
     // Its pod may have ended since it was looked for; from now on it would be told.
     let node = NodeName::clone(&identity.node);
-    control.sessions.all().entry(NodeName::clone(&node)).or_default().push(Arc::clone(&session));
+    let mut sessions = control.sessions.all();
+    let of_node = sessions.entry(NodeName::clone(&node)).or_default();
+    of_node.push(Arc::clone(&session));
+    for too_many in of_node.iter().rev().skip(STREAMS) {
+        too_many.ended.send_replace(true);
+    }
+    drop(sessions);
     if control.sessions.ended().contains(&session.pod_uid) {
         session.ended.send_replace(true);
     }

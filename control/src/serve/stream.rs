@@ -1,10 +1,10 @@
 //! A node's stream: what it has not, then every change, for as long as its token is good and its pod lives.
 
-use std::{collections::BTreeMap, convert::Infallible, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
 
 use axum::{
     body::{Body, Bytes},
-    extract::State,
+    extract::{ConnectInfo, State},
     http::{HeaderMap, header},
     response::{IntoResponse, Response},
 };
@@ -35,7 +35,8 @@ const AHEAD: usize = 64;
 const AHEAD_BYTES: usize = 2 * MAX_MESSAGE;
 
 pub(super) async fn open(
-    State(Served { control, client }): State<Served>,
+    State(Served { control, client, crowd }): State<Served>,
+    ConnectInfo(peer): ConnectInfo<SocketAddr>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refused> {
@@ -47,6 +48,7 @@ pub(super) async fn open(
         Ok(identity) => identity,
         Err(refused) => return Err(refused.after(body).await),
     };
+    crowd.know(&peer);
     let subscribe: Subscribe = read(body).await?;
     let version = common_version(&subscribe.versions).ok_or(Refused::Version { theirs: subscribe.versions })?;
     let until = Instant::now() + identity.lasts;

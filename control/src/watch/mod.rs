@@ -42,12 +42,14 @@ pub async fn follow(client: Client, control: Arc<Control>) {
             components,
             &references,
             |component| (&component.spec.spec, None, component.status.as_ref()),
+            |_, _| (),
             || control.list_is_complete(|listed| listed.components = true),
         ),
         follow_components(
             cluster_components,
             &references,
             |component| (&component.spec.spec, component.spec.access.clone(), component.status.as_ref()),
+            |id, component| control.set_final(&id.name, component.is_some_and(|component| component.spec.is_final)),
             || control.list_is_complete(|listed| listed.cluster_components = true),
         ),
         references.follow(),
@@ -90,6 +92,7 @@ async fn follow_components<K>(
     api: Api<K>,
     references: &References,
     read: impl Fn(&K) -> (&Spec, Option<Access>, Option<&ComponentStatus>),
+    overrule: impl Fn(&ComponentId, Option<&K>),
     complete: impl Fn(),
 ) where
     K: Resource + Clone + std::fmt::Debug + Send + serde::de::DeserializeOwned + 'static,
@@ -102,6 +105,8 @@ async fn follow_components<K>(
             Event::InitApply(ref component) | Event::Apply(ref component) => {
                 let Some(id) = id_of(component) else { continue };
                 let (spec, access, status) = read(component);
+                // Before it is published: nobody's comes before it in between.
+                overrule(&id, Some(component));
                 let resolved = status.and_then(|status| status.resolved_image.as_deref());
                 references.publish(id.clone(), spec, access, resolved).await;
                 known.insert(id.clone());
@@ -112,10 +117,12 @@ async fn follow_components<K>(
             Event::Delete(component) => {
                 let Some(id) = id_of(&component) else { continue };
                 known.remove(&id);
+                overrule(&id, None);
                 references.remove(id).await;
             }
             Event::InitDone => {
                 for id in known.extract_if(.., |id| !listed.contains(id)) {
+                    overrule(&id, None);
                     references.remove(id).await;
                 }
                 complete();

@@ -19,6 +19,7 @@ use super::{
 use crate::{
     catalog::{Departure, ListedPod, StrayPod},
     control::Control,
+    serve::identity::is_of_agent,
     strays,
 };
 
@@ -85,6 +86,7 @@ pub(super) async fn follow(client: Client, control: Arc<Control>) {
                     if let Some(uid) = pod.uid() {
                         pods.depart(&uid);
                         pods.control.sessions.end_of_pod(&uid);
+                        pods.control.set_agent(&uid, false);
                     }
                 }
                 Some(Event::InitDone) => {
@@ -92,6 +94,7 @@ pub(super) async fn follow(client: Client, control: Arc<Control>) {
                     let gone: Vec<_> = known.filter(|uid| !listed.contains(*uid)).cloned().collect();
                     gone.iter().for_each(|uid| pods.depart(uid));
                     pods.control.sessions.end_of_pods_but(&listed);
+                    pods.control.retain_agents(&listed);
                     listed.clear();
                     if !is_listed {
                         pods.ask_for_all(&std::mem::take(&mut of_namespaces));
@@ -140,6 +143,11 @@ struct Pods {
 impl Pods {
     /// What metadata says of a pod, if it has the annotation.
     fn seen(&self, pod: &PartialObjectMeta<Pod>) -> Option<Seen> {
+        let settings = &self.control.settings;
+        let in_namespace = pod.namespace().as_ref() == Some(&settings.namespace);
+        if let Some(uid) = pod.uid().filter(|_| in_namespace && is_of_agent(pod.owner_references(), settings)) {
+            self.control.set_agent(&uid, true);
+        }
         Seen::of(pod, &self.control.settings.static_pod_namespaces)
     }
 

@@ -30,3 +30,15 @@ imagePullSecrets:
 {{- end }}
 {{- end }}
 {{- end }}
+
+{{/* The proxies by which registries are asked, as variables of a container */}}
+{{- define "pillion.proxy" -}}
+{{- with .Values.registries.proxy }}
+{{- range $name, $value := dict "HTTPS_PROXY" .https "HTTP_PROXY" .http "NO_PROXY" .none }}
+{{- if $value }}
+- name: {{ $name }}
+  value: {{ $value | quote }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}

@@ -76,14 +76,17 @@ fn of_names(cluster: &Cluster, pod: &Pod, about: &str, sidecars: &Sidecars) -> V
         return Vec::new();
     };
     let namespace = pod.namespace();
-    let own = |name: &str| components.iter().any(|of| of.name_any() == name && of.namespace() == namespace);
     let shared = |name: &str| of_cluster.iter().find(|of| of.name_any() == name);
+    let is_final = |name: &str| shared(name).is_some_and(|of| of.spec.is_final);
+    let own = |name: &str| {
+        !is_final(name) && components.iter().any(|of| of.name_any() == name && of.namespace() == namespace)
+    };
     let account = pod.spec.as_ref().and_then(|spec| spec.service_account_name.as_deref()).unwrap_or("default");
     let is_closed = |name: &str| {
         let access = shared(name).and_then(|of| of.spec.access.as_ref());
         access.is_some_and(|access| !access.allows(namespace.as_deref().unwrap_or_default(), account))
     };
-    // A component of its namespace comes before the cluster's.
+    // A component of its namespace comes before the cluster's, unless that is final.
     let others = || sidecars.iter().map(|sidecar| sidecar.name.as_str()).filter(|name| !own(name));
     let missing = named(others().filter(|name| shared(name).is_none()));
     let closed = named(others().filter(|name| is_closed(name)));

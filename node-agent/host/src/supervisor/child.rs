@@ -37,6 +37,14 @@ fn this_program(command: &str) -> Command {
     program
 }
 
+/// Proxies are for registries: a puller's, which may have a password in them.
+fn without_proxies(program: &mut Command) -> &mut Command {
+    for name in ["HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY", "ALL_PROXY"] {
+        program.env_remove(name).env_remove(name.to_ascii_lowercase());
+    }
+    program
+}
+
 /// A child that ends with this process, whatever ends it.
 fn helper(command: &str) -> Command {
     let mut program = this_program(command);
@@ -50,7 +58,7 @@ fn helper(command: &str) -> Command {
 ///
 /// What the kernel says.
 pub fn worker(link: UnixStream, last_words: PipeWriter) -> io::Result<Child> {
-    this_program("worker").stdin(OwnedFd::from(link)).stdout(last_words).spawn()
+    without_proxies(&mut this_program("worker")).stdin(OwnedFd::from(link)).stdout(last_words).spawn()
 }
 
 /// Runs a compiler to its end. The descriptors are the component to read and the file to write; it gets no others.
@@ -107,7 +115,7 @@ impl ClearEnvironment for Command {
 ///
 /// What the kernel says.
 pub fn follower() -> io::Result<Child> {
-    helper("follower").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()
+    without_proxies(&mut helper("follower")).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()
 }
 
 /// Runs a puller to its end; `hear` is told of progress and warnings.
