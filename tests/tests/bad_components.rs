@@ -243,29 +243,47 @@ fn idle(more: &str) -> Result<Vec<u8>> {
     Ok(wat::parse_str(text)?)
 }
 
-/// What a pool refuses is found out at the start, and not by each caller.
+/// Whether a component can be served is known without running it, and before it is compiled.
 #[tokio::test]
-async fn what_no_pool_can_hold_is_refused_at_the_start() -> Result<()> {
-    let folder = tempfile::tempdir()?;
+async fn inspect_compile_and_run_say_the_same_of_what_cannot_be_served() -> Result<()> {
+    let (folder, store) = (tempfile::tempdir()?, tempfile::tempdir()?);
     let instances = format!("(core module $e){}", "(core instance (instantiate $e))".repeat(70));
     let tables = format!("(core module $t {})(core instance (instantiate $t))", "(table 1 funcref)".repeat(9));
     let globals = format!(
         "(core module $g {})(core instance (instantiate $g))",
         "(global v128 (v128.const i64x2 0 0))".repeat(300_000)
     );
-    for (more, expected) in [(instances, "core module instances"), (tables, "tables"), (globals, "bytes")] {
-        refused(&file(folder.path(), &idle(&more)?)?, "component", expected).await?;
+    let no_member = r#"(import "wasi:cli/environment@0.2.0" (instance (export "get-everything" (func))))"#;
+    let table = [
+        (idle(&instances)?, "71 core module instances, which exceeds the configured maximum of 64"),
+        (idle(&tables)?, "tables count of 9 exceeds the per-instance limit of 8"),
+        (idle(&globals)?, "bytes which exceeds the configured maximum of 4194304 bytes"),
+        (idle(no_member)?, "does not link: component imports instance `wasi:cli/environment@0.2.0`"),
+        (
+            idle("(core module (type (struct)))")?,
+            "WebAssembly's proposal for garbage collection, which is not offered here",
+        ),
+        (
+            wat::parse_str(
+                r#"(component
+                    (core module $m (func (export "handle")))
+                    (core instance $i (instantiate $m))
+                    (func $handle (canon lift (core func $i "handle")))
+                    (instance $handler (export "handle" (func $handle)))
+                    (export "wasi:http/incoming-handler@0.2.0" (instance $handler)))"#,
+            )?,
+            "with a function `handle` of another type",
+        ),
+    ];
+    let store = store.path().display().to_string();
+    for (wasm, expected) in table {
+        let image = file(folder.path(), &wasm)?;
+        refused(&image, "component", expected).await?;
+        let image = image.display().to_string();
+        let seen = pillion(&["inspect", &image]).await?;
+        ensure!(seen.code == Some(1) && seen.stdout.contains(expected), "expected {expected:?}: {seen:?}");
+        let compiled = pillion(&["compile", "--store", &store, &image]).await?;
+        ensure!(compiled.code == Some(1) && compiled.stderr.contains(expected), "expected {expected:?}: {compiled:?}");
     }
-    Ok(())
-}
-
-#[tokio::test]
-async fn inspect_and_run_say_the_same_of_a_proposal_that_is_not_offered() -> Result<()> {
-    let folder = tempfile::tempdir()?;
-    let image = file(folder.path(), &idle("(core module (type (struct)))")?)?;
-    let expected = "WebAssembly's proposal for garbage collection, which is not offered here";
-    refused(&image, "component", expected).await?;
-    let seen = pillion(&["inspect", &image.display().to_string()]).await?;
-    ensure!(seen.code == Some(1) && seen.stdout.contains(expected), "{seen:?}");
     Ok(())
 }

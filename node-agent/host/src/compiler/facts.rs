@@ -45,6 +45,15 @@ pub enum Refusal {
         "exports {0} with a function `handle` of another type: expected that of the package wasi:http, with its resources"
     )]
     Handler(String),
+    /// An import of another type, or what is not in its interface.
+    #[error("does not link: {0}")]
+    Link(String),
+    /// More than an instance's part of the pool, or what the engine does not read.
+    #[error("cannot be held by the engine here: {0}")]
+    Misfit(String),
+    /// The engine cannot be made, so that nothing is known of the component.
+    #[error("this machine has no room for the engine, not even to look at a component: {0}")]
+    Engine(String),
     /// Nothing that serves HTTP.
     #[error(
         "no HTTP export: expected wasi:http/incoming-handler@0.2.x or wasi:http/handler@0.3.x, found {}",

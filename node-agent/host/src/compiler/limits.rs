@@ -4,13 +4,19 @@ use std::{io, time::Duration};
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use crate::sys::{ThreadClass, lower_this_thread};
+use crate::{
+    engine::settings,
+    sys::{ThreadClass, lower_this_thread},
+};
 
 /// The name of the variable that says how much CPU time a compilation may use, in seconds.
 pub const CPU_SECONDS: &str = "PILLION_COMPILER_CPU_SECONDS";
 
-/// Address space. The largest components that the field makes (CPython, SpiderMonkey) need 350 MB.
+/// Memory that it may write. The largest components that the field makes (CPython, SpiderMonkey) need 350 MB.
 const MEMORY: u64 = 4 << 30;
+
+/// Address space: the same, code and libraries, and the pool that a component is held against, which nothing is written to.
+const ADDRESSES: u64 = MEMORY + settings::JUDGING + (1 << 30);
 
 /// Native code on disk. It is two to three times the component's size.
 const OUTPUT: u64 = 1 << 30;
@@ -56,7 +62,8 @@ impl Limits {
             let most = rustix::process::getrlimit(resource).maximum.map_or(most, |now| now.min(most));
             setrlimit(resource, Rlimit { current: Some(most), maximum: Some(most) })
         };
-        limit(Resource::As, MEMORY)?;
+        limit(Resource::Data, MEMORY)?;
+        limit(Resource::As, ADDRESSES)?;
         limit(Resource::Fsize, OUTPUT)?;
         // At the soft limit comes SIGXCPU, which tells why; at the hard one SIGKILL.
         let seconds = self.cpu.as_secs();

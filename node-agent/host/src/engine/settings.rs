@@ -9,7 +9,7 @@ use std::{
 use super::addresses::{Addresses, TooFewAddresses};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, ResourcesRequired};
+use wasmtime::{Config, Enabled, Engine, InstanceAllocationStrategy, OptLevel, PoolingAllocationConfig};
 
 /// The exact wasmtime version. Its own check compares the major version only, but fixes in code generation come in patch
 /// releases, and native code from before one must not be used after it. A test holds this to the lock file.
@@ -148,6 +148,8 @@ const CORE_INSTANCES: u32 = 64;
 const MEMORIES: u32 = 4;
 const TABLES: u32 = 32;
 const TABLE_ELEMENTS: u64 = 100_000;
+/// What the engine itself holds of an instance, in bytes.
+const INSTANCE: usize = 4 << 20;
 
 /// What a pool of so many slots has of each: more than most components need, and no less than one may.
 struct Totals {
@@ -174,35 +176,54 @@ pub fn pool_bytes(slots: u32) -> u64 {
     memories + u64::from(tables) * TABLE + u64::from(slots) * (STACK as u64 + (64 << 10))
 }
 
-/// Why a component that needs this does not fit into the pool, if it does not.
-pub fn misfit(needed: &ResourcesRequired) -> Option<String> {
-    let table = needed.max_initial_table_size.unwrap_or_default();
-    let of = |what: &str, needed: u64, most: u64| {
-        (needed > most).then(|| format!("the component needs {needed} {what}: at most {most} are allowed"))
-    };
-    of("linear memories", needed.num_memories.into(), MEMORIES.into())
-        .or_else(|| of("tables", needed.num_tables.into(), TABLES.into()))
-        .or_else(|| of("elements in a table", table, TABLE_ELEMENTS))
-}
-
-/// For the worker: a pool from which an instance is taken in microseconds.
-pub fn serving(world: World, capacity: Capacity) -> Config {
-    let totals = Totals::new(capacity.instances);
+/// What a pool gives to each instance, whatever it has in all.
+fn parts() -> PoolingAllocationConfig {
     let mut pool = PoolingAllocationConfig::default();
-    pool.total_component_instances(capacity.instances)
-        .total_core_instances(totals.core_instances)
-        .total_memories(totals.memories)
-        .total_tables(totals.tables)
-        .total_stacks(capacity.instances)
-        .max_core_instances_per_component(CORE_INSTANCES)
+    pool.max_core_instances_per_component(CORE_INSTANCES)
         .max_memories_per_component(MEMORIES)
         .max_tables_per_component(TABLES)
         .max_memories_per_module(MEMORIES)
         .max_tables_per_module(8)
         .table_elements(usize::try_from(TABLE_ELEMENTS).unwrap_or(usize::MAX))
-        .max_core_instance_size(4 << 20)
-        .max_component_instance_size(4 << 20)
-        .max_memory_size(MEMORY_RESERVATION)
+        .max_core_instance_size(INSTANCE)
+        .max_component_instance_size(INSTANCE)
+        .max_memory_size(MEMORY_RESERVATION);
+    pool
+}
+
+/// Addresses that an engine by [`judging`] reserves.
+pub const JUDGING: u64 = MEMORY_RESERVATION as u64 + 2 * MEMORY_GUARD + (64 << 20);
+
+/// To look at a component as [`serving`] would: a pool from which nothing is taken, and code that is not run, so that it need not be good. The part of
+/// `gone` functions, that others than the module may call and that are not there to be looked at, is taken off beforehand.
+pub fn judging(world: World, gone: u32) -> Config {
+    /// wasmtime's `VMFuncRef`: four pointers.
+    const FUNCTION: usize = 4 * size_of::<usize>();
+    let left = INSTANCE.saturating_sub(FUNCTION.saturating_mul(usize::try_from(gone).unwrap_or(usize::MAX)));
+    let mut pool = parts();
+    pool.max_core_instance_size(left)
+        .max_component_instance_size(left)
+        .total_component_instances(1)
+        .total_core_instances(1)
+        .total_memories(1)
+        .total_tables(TABLES)
+        .total_stacks(1)
+        .max_unused_warm_slots(0);
+    let mut config = shared(world);
+    config.cranelift_opt_level(OptLevel::None);
+    config.async_stack_size(STACK).allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    config
+}
+
+/// For the worker: a pool from which an instance is taken in microseconds.
+pub fn serving(world: World, capacity: Capacity) -> Config {
+    let totals = Totals::new(capacity.instances);
+    let mut pool = parts();
+    pool.total_component_instances(capacity.instances)
+        .total_core_instances(totals.core_instances)
+        .total_memories(totals.memories)
+        .total_tables(totals.tables)
+        .total_stacks(capacity.instances)
         .max_unused_warm_slots(WARM_SLOTS.min(capacity.instances));
     if pagemap_scan_works() {
         pool.pagemap_scan(Enabled::Auto).linear_memory_keep_resident(MEMORY_KEPT).table_keep_resident(TABLE_KEPT);
@@ -263,25 +284,6 @@ mod tests {
         let [p2, p3] = World::ALL.map(|world| compatibility(world).unwrap());
         assert_ne!(p2, p3);
         assert_eq!(p2, compatibility(World::P2).unwrap());
-    }
-
-    #[test]
-    fn what_does_not_fit_into_the_pool_is_named() {
-        let needs = |num_memories, num_tables, elements| ResourcesRequired {
-            num_memories,
-            max_initial_memory_size: Some(17),
-            num_tables,
-            max_initial_table_size: Some(elements),
-        };
-        assert_eq!(misfit(&needs(4, 32, 100_000)), None);
-        for (needed, expected) in [
-            (needs(5, 1, 1), "5 linear memories: at most 4"),
-            (needs(1, 33, 1), "33 tables: at most 32"),
-            (needs(1, 1, 200_000), "200000 elements in a table: at most 100000"),
-        ] {
-            let said = misfit(&needed).unwrap();
-            assert!(said.contains(expected), "{said}");
-        }
     }
 
     #[test]

@@ -239,7 +239,8 @@ impl Preparer {
         blocking(move || preparer.library.finish(&artifact, job, facts)).await
     }
 
-    /// Loads what was just compiled: what a pool cannot hold is found out before anybody calls it.
+    /// Loads what was just compiled: what a pool cannot hold is found out before anybody calls it, also where the compiler's look at it was not
+    /// quite exact.
     pub(super) async fn load_first(&self, artifact: &Artifact, cache: &Cache) -> Result<(), Failure> {
         let Some(native) = self.library.native(artifact, true) else { return Ok(()) };
         match cache.load(artifact.digest, &Arc::new(native)).await {
