@@ -134,6 +134,11 @@ async fn files_that_are_not_there_are_named() -> Result<()> {
     fails(&["run", "-f", "/nowhere/gone.yaml"], 1, &["/nowhere/gone.yaml"]).await?;
     let (_folder, path) = folder(&[])?;
     fails(&["run", "-f", &path], 1, &[&path, "no .yaml or .yml file"]).await?;
+    let nested = std::path::Path::new(&path).join("shop");
+    std::fs::create_dir(&nested)?;
+    std::fs::write(nested.join("clock.yaml"), Component::file("clock", hello()?).yaml())?;
+    let named = nested.to_string_lossy().into_owned();
+    fails(&["run", "-f", &path], 1, &["no .yaml or .yml file", &named, "folders in it are not read"]).await?;
     fails(&["compile", "/nowhere/gone.wasm"], 1, &["/nowhere/gone.wasm"]).await?;
     fails(&["inspect", "/nowhere/gone.wasm"], 1, &["/nowhere/gone.wasm"]).await?;
     Ok(())

@@ -98,6 +98,10 @@ async fn steps(world: &Installed) -> Result<()> {
     step("an annotation that changes is followed", annotated(world)).await?;
     step("a pod that gets the annotation when it runs has its sidecars late, and its owner is told", late(world))
         .await?;
+    step("a first sidecar, its next version and its settings come to a pod that goes on running", running(world))
+        .await?;
+    step("a Job whose pod has sidecars completes", job(world)).await?;
+    step("a sidecar answers until the last container has ended", last(world)).await?;
     step("a pod that is deleted leaves nothing behind, and the next one has its sidecars", deleted(world)).await?;
     step("a sidecar that a pod may not have is refused, and its owner told", refused(world)).await?;
     step("an agent whose processes are all killed is there again", killed(world)).await?;
@@ -208,6 +212,106 @@ async fn late(world: &Installed) -> Result<()> {
     .await?;
     has_event(world, "SidecarsLate", "pillion check").await?;
     world.cluster.kubectl(&["delete", "pod", "late", "--timeout=60s"]).map(drop)
+}
+
+/// Neither the pod nor a container of it is another one meanwhile.
+async fn running(world: &Installed) -> Result<()> {
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "running"},
+        "spec": {"terminationGracePeriodSeconds": 1, "containers": [{
+            "name": "app", "image": BUSYBOX, "imagePullPolicy": "Never", "command": ["sh", "-c", "exec sleep 100000"],
+        }]},
+    });
+    world.cluster.apply(&pod.to_string())?;
+    world.cluster.kubectl(&["wait", "pod", "running", "--for=condition=Ready", "--timeout=60s"])?;
+    let who = || {
+        let path =
+            "{.metadata.uid} {.status.containerStatuses[*].containerID} {.status.containerStatuses[*].restartCount}";
+        world.cluster.part("running", path)
+    };
+    let before = who()?;
+    let answers = async |path: &str, expected: &str| {
+        eventually("an answer", SOON, async || {
+            let url = format!("http://localhost:8081{path}");
+            let said = world.cluster.exec("running", "app", &["wget", "-q", "-O", "-", &url])?;
+            ensure!(said == expected, "{said:?}");
+            Ok(())
+        })
+        .await
+    };
+    publish(world, "moving", "hello:1", &json!([]))?;
+    world.cluster.kubectl(&["annotate", "pod", "running", "pillion.dev/sidecars=moving=8081"])?;
+    answers("/", "hello\n").await?;
+    for name in ["first", "second"] {
+        publish(world, "moving", "faults:1", &json!([{"name": "NAME", "value": name}]))?;
+        answers("/env?name=NAME", name).await?;
+    }
+    let now = who()?;
+    ensure!(before == now && now.ends_with(" 0"), "{before} became {now}");
+    world.cluster.kubectl(&["delete", "pod/running", "clustercomponent/moving", "--timeout=60s"]).map(drop)
+}
+
+async fn job(world: &Installed) -> Result<()> {
+    let job = json!({
+        "apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "once"},
+        "spec": {"backoffLimit": 0, "template": {
+            "metadata": {"annotations": {"pillion.dev/sidecars": "hello=8081"}},
+            "spec": {"restartPolicy": "Never", "containers": [{
+                "name": "app", "image": BUSYBOX, "imagePullPolicy": "Never",
+                "command": ["wget", "-q", "-O", "-", "http://localhost:8081/"],
+            }]},
+        }},
+    });
+    world.cluster.apply(&job.to_string())?;
+    world.cluster.kubectl(&["wait", "job/once", "--for=condition=Complete", "--timeout=90s"])?;
+    let said = world.cluster.kubectl(&["logs", "job/once"])?;
+    ensure!(said == "hello\n", "{said:?}");
+    world.cluster.kubectl(&["delete", "job", "once", "--timeout=60s"]).map(drop)
+}
+
+/// Asks when it is told to end, seconds after the other container has ended, and keeps what its hook was answered.
+const LAST: &str = r#"
+ask() { wget -q -O - http://localhost:8081/ 2>&1; }
+trap 'sleep 3; { cat /tmp/hook; ask; } > /dev/termination-log; exit 0' TERM
+ask > /dev/null; touch /tmp/ready; sleep 100000 & wait"#;
+
+async fn last(world: &Installed) -> Result<()> {
+    let container = |name: &str, script: &str| json!({"name": name, "image": BUSYBOX, "imagePullPolicy": "Never", "command": ["sh", "-c", script]});
+    let mut main = container("main", LAST);
+    let hook = "sleep 2; wget -q -O /tmp/hook http://localhost:8081/";
+    let hook = json!({"preStop": {"exec": {"command": ["sh", "-c", hook]}}});
+    let probe = json!({"exec": {"command": ["cat", "/tmp/ready"]}, "periodSeconds": 1});
+    let fields = main.as_object_mut().context("no object")?;
+    fields.extend([("lifecycle".to_owned(), hook), ("readinessProbe".to_owned(), probe)]);
+    // What is kept of it is to be read after its end.
+    let metadata = json!({
+        "name": "last", "finalizers": ["example.org/kept"], "annotations": {"pillion.dev/sidecars": "hello=8081"},
+    });
+    let pod = json!({
+        "apiVersion": "v1", "kind": "Pod", "metadata": metadata,
+        "spec": {
+            "terminationGracePeriodSeconds": 60, "restartPolicy": "Never",
+            "containers": [container("quick", "trap 'exit 0' TERM; sleep 100000 & wait"), main],
+        },
+    });
+    world.cluster.apply(&pod.to_string())?;
+    world.cluster.kubectl(&["wait", "pod", "last", "--for=condition=Ready", "--timeout=60s"])?;
+    world.cluster.kubectl(&["delete", "pod", "last", "--wait=false"])?;
+    let ended = |container: &str, field: &str| {
+        let path = format!("{{.status.containerStatuses[?(@.name==\"{container}\")].state.terminated.{field}}}");
+        world.cluster.part("last", &path)
+    };
+    eventually("the end of the last container", SOON, async || {
+        let said = ended("main", "message")?;
+        ensure!(said == "hello\nhello\n", "{said:?}: {}", world.cluster.part("last", "{.status}")?);
+        Ok(())
+    })
+    .await?;
+    let (quick, main) = (ended("quick", "finishedAt")?, ended("main", "finishedAt")?);
+    ensure!(!quick.is_empty() && quick < main, "the other one ended at {quick}, the last one at {main}");
+    let free = r#"{"metadata":{"finalizers":null}}"#;
+    world.cluster.kubectl(&["patch", "pod", "last", "--type=merge", "-p", free])?;
+    world.cluster.kubectl(&["wait", "pod", "last", "--for=delete", "--timeout=60s"]).map(drop)
 }
 
 async fn has_event(world: &Installed, reason: &str, text: &str) -> Result<()> {

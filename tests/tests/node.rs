@@ -217,3 +217,15 @@ fn every_thread_is_at_home_when_it_does_nothing() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn a_component_in_a_folder_of_the_catalog_is_said_not_to_be_read() -> Result<()> {
+    let mut node = Node::with_keeper()?;
+    let nested = node.folder().join("catalog/shop");
+    std::fs::create_dir(&nested)?;
+    std::fs::write(nested.join("clock.yaml"), Component::guest("clock", "hello-wasip2")?.yaml())?;
+    node.start_host()?;
+    let is_said = |line: &str| line.contains("are not read") && line.contains(&*nested.to_string_lossy());
+    ensure!(node.log().lines().any(is_said), "{}", node.log());
+    Ok(())
+}

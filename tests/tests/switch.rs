@@ -286,3 +286,37 @@ async fn without_watch_a_new_file_is_not_looked_at() -> Result<()> {
     assert_eq!(host.events_of("ready").len(), 1, "{:?}", host.events());
     Ok(())
 }
+
+#[tokio::test]
+async fn components_in_folders_of_a_folder_are_said_not_to_be_read() -> Result<()> {
+    let catalog = tempfile::tempdir()?;
+    let place = |folder: &str, name: &str| -> Result<PathBuf> {
+        let folder = catalog.path().join(folder);
+        fs::create_dir_all(&folder)?;
+        let text = Component::file(name, place::guest("hello-wasip2")?).yaml();
+        // Whole at once: what is told is what is there when it is looked.
+        fs::write(catalog.path().join("new"), text)?;
+        fs::rename(catalog.path().join("new"), folder.join(format!("{name}.yaml")))?;
+        Ok(folder)
+    };
+    place("", "y")?;
+    let early = place("early", "early")?;
+    let x = Component::file("x", place::guest("hello-wasip2")?);
+    let folder = catalog.path().as_os_str();
+    let host =
+        Host::of([x]).args([std::ffi::OsStr::new("--watch"), std::ffi::OsStr::new("-f"), folder]).start().await?;
+    let said = |folder: &Path| {
+        let folder = folder.to_string_lossy().into_owned();
+        host.log().iter().filter(|line| line.contains("are not read") && line.contains(&folder)).count()
+    };
+    ensure!(said(&early) == 1, "{:?}", host.log());
+    let late = place("late", "late")?;
+    place("", "z")?;
+    eventually("a word about the new folder", SWITCH, async || {
+        ensure!(said(&late) == 1, "{:?}", host.log());
+        Ok(())
+    })
+    .await?;
+    ensure!(said(&early) == 1, "it was told again: {:?}", host.log());
+    Ok(())
+}

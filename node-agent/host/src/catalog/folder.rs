@@ -10,7 +10,7 @@ use pillion_protocol::{
     name::Name,
 };
 
-use super::{CatalogError, Components, Entry};
+use super::{CatalogError, Components, Entry, nested};
 
 /// The largest YAML file, in bytes.
 const MAX_FILE: u64 = 16 << 20;
@@ -55,15 +55,18 @@ fn io(path: &Path) -> impl FnOnce(std::io::Error) -> CatalogError {
     move |error| CatalogError::Io { path, error }
 }
 
+pub(super) fn is_yaml(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml")
+}
+
 fn files(path: &Path) -> Result<Vec<PathBuf>, CatalogError> {
     if !fs::metadata(path).map_err(io(path))?.is_dir() {
         return Ok(vec![path.to_owned()]);
     }
-    let yaml = |path: &PathBuf| path.extension().is_some_and(|e| e == "yaml" || e == "yml");
     let entries = fs::read_dir(path).map_err(io(path))?;
-    let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).filter(yaml).collect();
+    let mut files: Vec<_> = entries.flatten().map(|entry| entry.path()).filter(|path| is_yaml(path)).collect();
     if files.is_empty() {
-        return Err(CatalogError::EmptyFolder(path.to_owned()));
+        return Err(CatalogError::EmptyFolder { path: path.to_owned(), nested: nested::find(path) });
     }
     files.sort();
     Ok(files)

@@ -2,11 +2,15 @@
 
 pub mod folder;
 pub mod kept;
+pub mod nested;
 pub mod short;
 pub mod told;
 pub mod watch;
 
-use std::{collections::BTreeMap, path::PathBuf};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use pillion_protocol::{annotation::Port, component::ComponentSpec, name::Name};
 
@@ -34,8 +38,13 @@ pub enum CatalogError {
         error: std::io::Error,
     },
     /// A folder without components.
-    #[error("{0}: there is no .yaml or .yml file in this folder")]
-    EmptyFolder(PathBuf),
+    #[error("{}: there is no .yaml or .yml file in this folder{}", path.display(), in_folders(.nested))]
+    EmptyFolder {
+        /// The folder.
+        path: PathBuf,
+        /// Folders in it that hold components.
+        nested: BTreeSet<PathBuf>,
+    },
     /// A file that is no component.
     #[error("{path}: {error}")]
     Parse {
@@ -131,9 +140,19 @@ impl CatalogError {
             | Self::PortTwice { .. }
             | Self::Nothing
             | Self::NoPort { .. } => true,
-            Self::Io { .. } | Self::EmptyFolder(_) | Self::Parse { .. } | Self::Twice { .. } => false,
+            Self::Io { .. } | Self::EmptyFolder { .. } | Self::Parse { .. } | Self::Twice { .. } => false,
         }
     }
+}
+
+/// What to add where a folder is empty but for folders.
+fn in_folders(nested: &BTreeSet<PathBuf>) -> String {
+    let more = nested.len().saturating_sub(1);
+    let more = if more > 0 { format!(" (and {more} more)") } else { String::new() };
+    let folder = nested.first().map(|folder| folder.display());
+    folder.map_or_else(String::new, |folder| {
+        format!("; {folder}{more} holds components: folders in it are not read, name them themselves")
+    })
 }
 
 fn names(known: &[Name]) -> String {

@@ -12,6 +12,8 @@ use std::{
 
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 
+use super::folder::is_yaml;
+
 /// A burst of events is one change: editors and linkers write a file in several steps.
 const SETTLE: Duration = Duration::from_millis(50);
 
@@ -165,10 +167,6 @@ pub fn watch(
         }
     })?;
     Ok(())
-}
-
-fn is_yaml(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "yaml" || extension == "yml")
 }
 
 /// Whether `path` is a plain file: where it is not what is watched, it is somebody else's. A link that is switched, as mounted

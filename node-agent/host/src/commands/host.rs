@@ -14,7 +14,7 @@ use super::{
     run::{terminate_on_signals, watched},
 };
 use crate::{
-    catalog::{CatalogError, Components, Entry, folder, kept::Kept, watch},
+    catalog::{CatalogError, Components, Entry, folder, kept::Kept, nested::Nested, watch},
     engine::settings::Capacity,
     follower,
     log::{Log, LogFormat},
@@ -86,7 +86,7 @@ impl FromArgs {
 /// The catalog in `folder`; one without components is a catalog too.
 fn read(folder: &PathBuf) -> Result<Components, CatalogError> {
     match folder::read(std::slice::from_ref(folder)) {
-        Err(CatalogError::EmptyFolder(_)) => Ok(Components::new()),
+        Err(CatalogError::EmptyFolder { .. }) => Ok(Components::new()),
         read => read,
     }
 }
@@ -95,8 +95,11 @@ fn read(folder: &PathBuf) -> Result<Components, CatalogError> {
 fn follow_folder(folder: PathBuf, mut known: Components, inputs: Sender<Input>) -> anyhow::Result<()> {
     let files = [folder.clone()];
     let follow = watched(&files, &known);
+    let mut nested = Nested::default();
+    nested.tell(&files);
     watch::watch(follow, move || match read(&folder) {
         Ok(components) => {
+            nested.tell(&files);
             for name in known.keys().filter(|name| !components.contains_key(*name)) {
                 _ = inputs.send(Input::ComponentGone(name.clone().into()));
             }

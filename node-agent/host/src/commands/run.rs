@@ -29,6 +29,7 @@ use super::{KeepArgs, Output, RegistryArgs, StoreArgs, listeners::Listeners, out
 use crate::{
     catalog::{
         CatalogError, Components, folder,
+        nested::Nested,
         short::Short,
         told::Verdict,
         watch::{self, Watched},
@@ -194,6 +195,8 @@ impl Run {
         listen::raise_descriptor_limit();
         Process::Supervisor.confine()?;
         let _logging = log.start()?;
+        let mut nested = Nested::default();
+        nested.tell(&self.sources().files);
         Capacity::check()?;
         let store = self.store_path()?;
         // The worker opens it too, but what is wrong with it is to be said here, once.
@@ -242,7 +245,7 @@ impl Run {
         });
         terminate_on_signals(supervisor.inputs())?;
         if let Some(watched) = watched {
-            self.start_watching(watched, bound, supervisor.inputs())?;
+            self.start_watching(watched, nested, bound, supervisor.inputs())?;
         }
         let (inputs, nothing) = (supervisor.inputs(), Cell::new(false));
         let watching = self.watch;
@@ -266,10 +269,17 @@ impl Run {
     }
 
     /// Reads everything again whenever a file changes, and tells the supervisor what is bound and there.
-    fn start_watching(&self, watched: Watched, bound: BTreeSet<Name>, inputs: Sender<Input>) -> anyhow::Result<()> {
+    fn start_watching(
+        &self,
+        watched: Watched,
+        mut nested: Nested,
+        bound: BTreeSet<Name>,
+        inputs: Sender<Input>,
+    ) -> anyhow::Result<()> {
         let sources = self.sources();
         watch::watch(watched, move || match sources.components() {
             Ok(components) => {
+                nested.tell(&sources.files);
                 let now = self::watched(&sources.files, &components);
                 for (name, entry) in components.into_iter().filter(|(name, _)| bound.contains(name)) {
                     _ = inputs.send(Input::Component(name.into(), Box::new(entry.spec)));
