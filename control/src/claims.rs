@@ -3,7 +3,7 @@
 use std::fmt;
 
 use k8s_openapi::{
-    api::core::v1::{Container, ContainerPort, LifecycleHandler, PodSpec, Probe},
+    api::core::v1::{Container, ContainerPort, HTTPGetAction, LifecycleHandler, PodSpec, Probe, TCPSocketAction},
     apimachinery::pkg::util::intstr::IntOrString,
 };
 use pillion_protocol::annotation::Sidecar;
@@ -86,18 +86,17 @@ fn asked(container: &Container) -> impl Iterator<Item = i32> {
 }
 
 fn probed(probe: &Probe) -> Option<i32> {
-    let http = probe.http_get.as_ref().map(|get| (&get.host, &get.port));
-    let tcp = probe.tcp_socket.as_ref().map(|tcp| (&tcp.host, &tcp.port));
-    probe.grpc.as_ref().map(|grpc| grpc.port).or_else(|| http.or(tcp).and_then(of_the_pod))
+    probe.grpc.as_ref().map(|grpc| grpc.port).or_else(|| of_the_pod(&probe.http_get, &probe.tcp_socket))
 }
 
 fn hooked(hook: &LifecycleHandler) -> Option<i32> {
-    let http = hook.http_get.as_ref().map(|get| (&get.host, &get.port));
-    http.or_else(|| hook.tcp_socket.as_ref().map(|tcp| (&tcp.host, &tcp.port))).and_then(of_the_pod)
+    of_the_pod(&hook.http_get, &hook.tcp_socket)
 }
 
 /// Where a host is said, the port is that host's.
-fn of_the_pod((host, port): (&Option<String>, &IntOrString)) -> Option<i32> {
+fn of_the_pod(http: &Option<HTTPGetAction>, tcp: &Option<TCPSocketAction>) -> Option<i32> {
+    let http = http.as_ref().map(|get| (&get.host, &get.port));
+    let (host, port) = http.or_else(|| tcp.as_ref().map(|tcp| (&tcp.host, &tcp.port)))?;
     match port {
         IntOrString::Int(port) if host.as_ref().is_none_or(String::is_empty) => Some(*port),
         _ => None,

@@ -331,28 +331,28 @@ impl Control {
 
     /// A node has said what became of what it was told. What it says of components that none of its pods names is nothing to look into.
     pub fn report(&self, node: &NodeName, report: Report) {
-        let theirs: BTreeSet<_> = {
-            let catalog = self.catalog();
-            catalog.uids_on(node).iter().filter_map(|uid| catalog.pod(uid)).flat_map(names).collect()
-        };
         let mut reports = self.reports();
         let before = reports.entry(NodeName::clone(node)).or_default();
+        if *before == report {
+            return;
+        }
         let changed = |id: &&ComponentId| before.components.get(id) != report.components.get(id);
         let ids = before.components.keys().chain(report.components.keys()).filter(changed);
         // What pods of a namespace see is of that namespace, or the cluster's.
-        let ids = ids.flat_map(|id| [id.clone(), id.name.clone().into()]);
-        let ids: BTreeSet<_> = ids.filter(|id| theirs.contains(id)).collect();
-        let is_same = *before == report;
+        let ids: BTreeSet<_> = ids.flat_map(|id| [id.clone(), id.name.clone().into()]).collect();
         if let Some(left_out) = report.left_out.as_ref().filter(|_| before.left_out != report.left_out) {
             tracing::warn!(node = &**node, left_out, "a node's report has no room for everything");
         }
         *before = report;
         drop(reports);
-        self.unsettle(ids);
-        if !is_same {
-            let pods = self.catalog().uids_on(node);
-            self.look_at(pods);
-        }
+        let (pods, theirs) = {
+            let catalog = self.catalog();
+            let pods = catalog.uids_on(node);
+            let theirs: BTreeSet<_> = pods.iter().filter_map(|uid| catalog.pod(uid)).flat_map(names).collect();
+            (pods, theirs)
+        };
+        self.unsettle(ids.intersection(&theirs).cloned());
+        self.look_at(pods);
     }
 
     /// Forgets what nodes have said: to a replica that led before, or to this one long ago.
@@ -405,22 +405,15 @@ fn names(pod: &ListedPod) -> BTreeSet<ComponentId> {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
     use futures::FutureExt;
     use pillion_protocol::stream::{ComponentReport, Version};
 
     use super::*;
     use crate::catalog::tests::pod;
 
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        settings: Settings,
-    }
-
     #[test]
     fn a_node_has_only_the_components_looked_into_that_its_pods_name() {
-        let control = Control::new(Line::parse_from(["control", "--identity=a"]).settings);
+        let control = Control::new(Settings::of_test(&[]));
         for (namespace, name, node, sidecars) in
             [("shop", "cart", "a", "clock=8081"), ("bank", "till", "b", "vault=8081")]
         {

@@ -47,6 +47,20 @@ pub struct Settings {
     pub resolver: Resolver,
 }
 
+#[cfg(test)]
+impl Settings {
+    /// The defaults, with these arguments.
+    pub(crate) fn of_test(arguments: &[&str]) -> Self {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            settings: Settings,
+        }
+        let line = ["control", "--identity", "control-0"].iter().chain(arguments);
+        <Line as clap::Parser>::parse_from(line).settings
+    }
+}
+
 fn seconds(text: &str) -> Result<Duration, std::num::ParseIntError> {
     text.parse().map(Duration::from_secs)
 }

@@ -8,7 +8,7 @@
 //! # Ok::<(), pillion_protocol::annotation::AnnotationError>(())
 //! ```
 
-use std::{fmt, str::FromStr};
+use std::{collections::BTreeMap, fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +28,11 @@ pub fn is_ours(key: &str) -> bool {
 /// What a pod's annotation says, if it says anything: a blank one is what a chart's template makes of no value.
 pub fn said(annotation: Option<&str>) -> Option<&str> {
     annotation.filter(|text| !text.trim().is_empty())
+}
+
+/// What annotations say of sidecars, if they say anything.
+pub fn sidecars_in(annotations: &BTreeMap<String, String>) -> Option<&str> {
+    said(annotations.get(SIDECARS).map(String::as_str))
 }
 
 /// The most entries that one annotation may have.

@@ -137,6 +137,18 @@ async fn what_keeps_a_pod_from_its_sidecars_is_told_and_then_it_is_ready() -> Re
     world.has_event("cart", "SidecarServed", "the sidecars are").await
 }
 
+/// Pods of the node `a`, from `many-0` on.
+fn many_pods(world: &World, namespace: &str, count: usize, sidecars: &str) -> Result<()> {
+    let pod = |number: usize| {
+        let annotations = json!({"pillion.dev/sidecars": sidecars});
+        let metadata = json!({"name": format!("many-{number}"), "namespace": namespace, "annotations": annotations});
+        let spec = json!({"nodeName": "a", "containers": [{"name": "c", "image": "r.example/c:1"}]});
+        json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
+    };
+    let pods: Vec<_> = (0..count).map(pod).collect();
+    world.plane.api.apply(&json!({"apiVersion": "v1", "kind": "List", "items": pods}).to_string())
+}
+
 #[tokio::test]
 async fn a_control_that_finds_many_pods_serves_them_all() -> Result<()> {
     let mut world = World::start().await?;
@@ -144,14 +156,7 @@ async fn a_control_that_finds_many_pods_serves_them_all() -> Result<()> {
     let cart = world.pod("shop", "cart", "hello=8081")?;
     world.answers(&cart, 8081, "/", "hello\n").await?;
     // So many that they are listed, and not asked for one by one.
-    let pod = |number: usize| {
-        let annotations = json!({"pillion.dev/sidecars": "hello=8081, late=8082"});
-        let metadata = json!({"name": format!("many-{number}"), "namespace": "shop", "annotations": annotations});
-        let spec = json!({"nodeName": "a", "containers": [{"name": "c", "image": "r.example/c:1"}]});
-        json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
-    };
-    let pods: Vec<_> = (0..60).map(pod).collect();
-    world.plane.api.apply(&json!({"apiVersion": "v1", "kind": "List", "items": pods}).to_string())?;
+    many_pods(&world, "shop", 60, "hello=8081, late=8082")?;
     world.control.kill()?;
     world.control = world.plane.leader("control-1").await?;
     world.follow_control()?;
@@ -232,14 +237,7 @@ async fn a_namespace_in_which_much_is_wrong_keeps_no_other_from_its_events() -> 
     let world = World::start().await?;
     world.plane.pod("bank", "first", "a", "hello=8081")?;
     // Each of them is told of four times, 20 a second in all.
-    let pod = |number: usize| {
-        let annotations = json!({"pillion.dev/sidecars": "a=8081, b=8082, c=8083, d=8084"});
-        let metadata = json!({"name": format!("many-{number}"), "namespace": "bank", "annotations": annotations});
-        let spec = json!({"nodeName": "a", "containers": [{"name": "c", "image": "r.example/c:1"}]});
-        json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec})
-    };
-    let pods: Vec<_> = (0..300).map(pod).collect();
-    world.plane.api.apply(&json!({"apiVersion": "v1", "kind": "List", "items": pods}).to_string())?;
+    many_pods(&world, "bank", 300, "a=8081, b=8082, c=8083, d=8084")?;
     world.pod("shop", "cart", "nothing=8081")?;
     world.has_event("cart", "SidecarUnknown", "\"nothing\"").await?;
     let told = world.plane.api.kubectl(&["get", "events", "-n", "bank", "-o", "name"])?.lines().count();

@@ -196,15 +196,20 @@ async fn annotated(world: &Installed) -> Result<()> {
     .await
 }
 
-async fn late(world: &Installed) -> Result<()> {
+/// A pod without the annotation, once it is ready.
+fn idle(world: &Installed, name: &str) -> Result<()> {
     let pod = json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "late"},
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
         "spec": {"terminationGracePeriodSeconds": 1, "containers": [{
             "name": "app", "image": BUSYBOX, "imagePullPolicy": "Never", "command": ["sh", "-c", "exec sleep 100000"],
         }]},
     });
     world.cluster.apply(&pod.to_string())?;
-    world.cluster.kubectl(&["wait", "pod", "late", "--for=condition=Ready", "--timeout=60s"])?;
+    world.cluster.kubectl(&["wait", "pod", name, "--for=condition=Ready", "--timeout=60s"]).map(drop)
+}
+
+async fn late(world: &Installed) -> Result<()> {
+    idle(world, "late")?;
     world.cluster.kubectl(&["annotate", "pod", "late", "pillion.dev/sidecars=hello=8081"])?;
     eventually("an answer", SOON, async || {
         world.cluster.kubectl(&["exec", "late", "--", "wget", "-q", "-O", "-", "http://localhost:8081/"])
@@ -216,14 +221,7 @@ async fn late(world: &Installed) -> Result<()> {
 
 /// Neither the pod nor a container of it is another one meanwhile.
 async fn running(world: &Installed) -> Result<()> {
-    let pod = json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "running"},
-        "spec": {"terminationGracePeriodSeconds": 1, "containers": [{
-            "name": "app", "image": BUSYBOX, "imagePullPolicy": "Never", "command": ["sh", "-c", "exec sleep 100000"],
-        }]},
-    });
-    world.cluster.apply(&pod.to_string())?;
-    world.cluster.kubectl(&["wait", "pod", "running", "--for=condition=Ready", "--timeout=60s"])?;
+    idle(world, "running")?;
     let who = || {
         let path =
             "{.metadata.uid} {.status.containerStatuses[*].containerID} {.status.containerStatuses[*].restartCount}";

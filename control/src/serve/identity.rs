@@ -190,19 +190,12 @@ fn lasts(token: &str, now: SystemTime) -> Duration {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
     use serde_json::json;
 
     use super::*;
 
-    #[derive(Parser)]
-    struct Line {
-        #[command(flatten)]
-        settings: Settings,
-    }
-
     fn settings() -> Settings {
-        Line::parse_from(["x", "--identity", "control-0", "--namespace", "pillion-system"]).settings
+        Settings::of_test(&["--namespace", "pillion-system"])
     }
 
     fn review(change: impl FnOnce(&mut Value)) -> Result<Claimed, IdentityError> {

@@ -6,7 +6,7 @@
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::{ResourceExt, core::PartialObjectMeta};
-use pillion_protocol::annotation::{self, SIDECARS};
+use pillion_protocol::annotation;
 
 /// The annotation by which a static pod's runtime knows it.
 const MIRROR: &str = "kubernetes.io/config.mirror";
@@ -38,7 +38,7 @@ impl Seen {
             namespace: pod.namespace()?,
             name: pod.name_any(),
             runtime_uid: believed.cloned().or_else(|| pod.uid())?,
-            annotation: annotation::said(pod.annotations().get(SIDECARS).map(String::as_str))?.to_owned(),
+            annotation: annotation::sidecars_in(pod.annotations())?.to_owned(),
             doubt,
             deleted: believed.is_some() && pod.metadata.deletion_timestamp.is_some(),
         })

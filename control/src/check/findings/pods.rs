@@ -21,7 +21,7 @@ pub(super) fn findings(cluster: &Cluster) -> Vec<Finding> {
 
 /// What a pod's annotation says.
 fn names(pod: &Pod) -> Option<&str> {
-    annotation::said(pod.annotations().get(SIDECARS).map(String::as_str))
+    annotation::sidecars_in(pod.annotations())
 }
 
 /// What is wrong with a pod's sidecars, and what it says in vain.

@@ -25,7 +25,7 @@ fn of_one(of: &Workload) -> Vec<Finding> {
         let own = of.own.iter().flat_map(|own| strays::of_other(&own.annotations, &own.labels));
         return own.map(|stray| Finding::warning(about(), stray.found(), advice.clone())).collect();
     };
-    let names = annotation::said(template.annotations.get(SIDECARS).map(String::as_str)).is_some();
+    let names = annotation::sidecars_in(&template.annotations).is_some();
     let finding = if names { Finding::warning } else { Finding::problem };
     let own = of.own.iter().flat_map(|own| {
         let strays = strays::of_other(&own.annotations, &own.labels).into_iter();
